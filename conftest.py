@@ -1,0 +1,41 @@
+"""Test environment: huggingface_hub talks to a server in this process, never to the network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "tests"))  # helper modules, also for tests in sub-folders
+from hub_server import HubServer
+
+# Endpoint, cache and token are read when huggingface_hub is imported: later changes would not arrive.
+assert not {"huggingface_hub", "transformers"} & sys.modules.keys(), (
+    "imported before the test environment is set"
+)
+_HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
+_SERVER = HubServer().start()
+os.environ.update(_SERVER.environ(hf_home=_HOME.name))
+for _name in (
+    "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"
+):  # fmt: skip
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """The local server without repositories, and an empty cache: a filled cache hides server errors."""
+    import huggingface_hub
+
+    def clear() -> None:
+        _SERVER.reset()
+        shutil.rmtree(huggingface_hub.constants.HF_HUB_CACHE, ignore_errors=True)
+
+    clear()
+    yield _SERVER
+    clear()

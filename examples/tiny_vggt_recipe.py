@@ -1,0 +1,186 @@
+"""What `train_tiny_vggt.py` trains: the model, the lessons and their order, the loss, and the examination."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hess_plugin.datasets.synthetic import (
+    SceneBatch,
+    SceneNumbers,
+    draw_numbers,
+    render_scenes,
+    synthetic_scene,
+)
+from hess_plugin.evaluation.mvs import aligned_point_error
+from hess_plugin.evaluation.pose import ate, auc, pair_errors
+from hess_plugin.geometry.cameras import encode_pose, invert_rigid, unproject_depth
+from hess_plugin.models.configuration import VggtConfig
+from hess_plugin.models.vggt import NUM_SPECIAL_TOKENS, VggtModel
+
+VIEW_COUNTS = (2, 3, 4, 6, 8, 12, 16, 24)  # all divide the views per step, so that most shapes stay the same
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes of a training; the defaults are for one large GPU, `toy()` for a test on a CPU."""
+
+    image_size: tuple[int, int] = (112, 112)
+    views_per_step: int = 336  # per process; enough that a large GPU, not the host, sets the pace
+    dense_views_per_step: int = 112  # of these, how many the dense heads see; the camera head sees all
+    ramp: float = 0.3  # share of the training after which lessons are at full difficulty
+    config: tuple[tuple[str, object], ...] = (
+        ("embed_dim", 192), ("depth", 8), ("num_heads", 12),
+        ("camera_trunk_depth", 1), ("camera_num_heads", 6),
+        ("dpt_features", 64), ("dpt_out_channels", (32, 64, 96, 96)), ("dpt_layers", (1, 3, 5, 7)),
+    )  # fmt: skip
+
+    @classmethod
+    def toy(cls) -> Recipe:
+        """Small enough for a few steps per second on one CPU core."""
+        small = {"embed_dim": 48, "depth": 2, "num_heads": 3, "camera_trunk_depth": 1, "camera_num_heads": 2}
+        dense = {"dpt_features": 8, "dpt_out_channels": (8, 8, 8, 8), "dpt_layers": (0, 0, 1, 1)}
+        return cls((32, 32), 24, 8, config=tuple((small | dense).items()))
+
+    def build_model(self) -> VggtModel:
+        """A model with fresh weights."""
+        fixed = {"patch_size": 8, "img_size": 112, "patch_embed": "conv"}
+        return VggtModel(VggtConfig(enable_track=False, layer_scale_init=0.1, **fixed, **dict(self.config)))
+
+    def lesson(self, progress: float, step: int) -> tuple[int, tuple[float, float]]:
+        """Views per scene and range of the orbit's span in radians; the same in all processes.
+
+        Training starts with few views close together, where matching is easy to discover, and ends with the
+        scenes that `synthetic_scene` shows.
+        """
+        ramp = min(1.0, progress / self.ramp)
+        most = 4 * 6**ramp
+        counts = [count for count in VIEW_COUNTS if count <= most and self.views_per_step % count == 0]
+        weights = [math.sqrt(count) for count in counts]
+        num_views = random.Random(step).choices(counts, weights)[0]
+        return num_views, (0.3 + 0.7 * ramp, 1.0 + 5.0 * ramp)
+
+
+class Batch(NamedTuple):
+    """Photos and what is to be predicted, in the frame of each scene's first camera and in its own unit."""
+
+    images: Tensor  # [B, V, 3, height, width]
+    extrinsics: Tensor  # [B, V, 3, 4], world to camera
+    intrinsics: Tensor  # [B, V, 3, 3]
+    points: Tensor  # [B, V, height, width, 3]
+    depth: Tensor  # [B, V, height, width], 0 = unknown
+
+
+def make_batch(numbers: SceneNumbers, image_size: tuple[int, int], orbit_span: Tensor) -> Batch:
+    """Render scenes, with their truth as `normalise` puts it."""
+    return normalise(render_scenes(numbers, image_size, orbit_span))
+
+
+def normalise(scenes: SceneBatch) -> Batch:
+    """Ground truth in the first camera's frame, with 1 for the mean distance of points from it."""
+    to_first = invert_rigid(scenes.extrinsics[:, :1])
+    rotation = scenes.extrinsics[..., :3] @ to_first[..., :3]
+    translation = scenes.extrinsics[..., :3] @ to_first[..., 3:] + scenes.extrinsics[..., 3:]
+    extrinsics = torch.cat([rotation, translation], -1)
+    points = unproject_depth(scenes.depth, extrinsics, scenes.intrinsics)
+    known = scenes.depth > 0
+    total = (points.norm(dim=-1) * known).sum((1, 2, 3))
+    scale = (total / known.sum((1, 2, 3)).clamp(min=1)).clamp(min=1e-3)[:, None, None, None]
+    extrinsics = torch.cat([rotation, translation / scale], -1)
+    points, depth = points / scale[..., None], scenes.depth / scale
+    return Batch(scenes.images, extrinsics, scenes.intrinsics, points, depth)
+
+
+def draw_lesson(
+    recipe: Recipe, progress: float, step: int, generator: torch.Generator
+) -> tuple[tuple[SceneNumbers, tuple[int, int], Tensor], Tensor]:
+    """The arguments of `make_batch` for one step, and the views that the dense heads see (flat over B·V)."""
+    num_views, (low, high) = recipe.lesson(progress, step)
+    num_scenes, device = recipe.views_per_step // num_views, generator.device
+    numbers = draw_numbers(num_scenes, num_views, generator)
+    span = low + (high - low) * torch.rand(num_scenes, generator=generator, device=device)
+    order = torch.randperm(recipe.views_per_step, generator=generator, device=device)
+    return (numbers, recipe.image_size, span), order[: recipe.dense_views_per_step]
+
+
+class Lesson(nn.Module):
+    """The model with its loss: one forward pass, so that distributed training sees a single module."""
+
+    def __init__(self, model: VggtModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, dense_views: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss and, for the eye, the errors behind them; scalars.
+
+        Args:
+            batch: see `make_batch`.
+            dense_views: [n] indices into B·V of the views that the dense heads predict.
+        """
+        model, size = self.model, tuple(batch.images.shape[-2:])
+        grid = (size[0] // model.config.patch_size, size[1] // model.config.patch_size)
+        layers = model.aggregator(batch.images)
+        with torch.autocast(batch.images.device.type, enabled=False):  # poses need all their digits
+            poses = model.camera_head(layers[model.config.depth - 1][:, :, 0].float())
+        patches = [layers[i].flatten(0, 1)[dense_views, NUM_SPECIAL_TOKENS:] for i in model.config.dpt_layers]
+        points, points_conf = model.point_head(patches, grid, size)
+        depth, depth_conf = model.depth_head(patches, grid, size)
+        true_points, true_depth = (x.flatten(0, 1)[dense_views] for x in (batch.points, batch.depth))
+        known = true_depth > 0
+        terms = camera_loss(poses, encode_pose(batch.extrinsics, batch.intrinsics, size))
+        point_distance = (points - true_points).norm(dim=-1)
+        depth_distance = (depth.squeeze(-1) - true_depth).abs()
+        terms["points"], terms["point_error"] = confident_distance(point_distance, points_conf, known)
+        terms["depth"], terms["depth_error"] = confident_distance(depth_distance, depth_conf, known)
+        terms["loss"] = 5 * terms["camera"] + terms["points"] + terms["depth"]
+        return terms
+
+
+def camera_loss(poses: list[Tensor], truth: Tensor) -> dict[str, Tensor]:
+    """L1 of translation, quaternion and field of view [B, V, 9], summed over refinements with weight 0.6^k.
+
+    The last refinement has k = 0. A quaternion and its negative are one rotation, so the nearer sign is used.
+    """
+    total, refinement = truth.new_zeros(()), {}
+    for k, pose in enumerate(reversed(poses)):
+        sign = torch.where((pose[..., 3:7] * truth[..., 3:7]).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+        refinement = {
+            "translation": (pose[..., :3] - truth[..., :3]).abs().mean(),
+            "quaternion": (pose[..., 3:7] - sign * truth[..., 3:7]).abs().mean(),
+            "fov": (pose[..., 7:] - truth[..., 7:]).abs().mean(),
+        }
+        error = refinement["translation"] + refinement["quaternion"] + 0.5 * refinement["fov"]
+        total = total + 0.6**k * error
+    return {"camera": total}
+
+
+def confident_distance(distance: Tensor, confidence: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over known pixels of `distance · confidence - 0.2 log confidence`, and of the distance itself."""
+    count = known.sum().clamp(min=1)
+    weighted = torch.where(known, distance * confidence - 0.2 * confidence.log(), 0.0).sum() / count
+    return weighted, (torch.where(known, distance, 0.0).sum() / count).detach()
+
+
+@torch.no_grad()
+def examine(
+    model: VggtModel, image_size: tuple[int, int], num_scenes: int, num_views: int = 16
+) -> dict[str, float]:
+    """Held-out scenes (seeds 0, 1, ...): AUC@30, and ATE and point error in units of the normalised scene."""
+    device = next(model.parameters()).device
+    errors, drifts, distances = [], [], []
+    for seed in range(num_scenes):
+        scene = synthetic_scene(seed, num_views, image_size=image_size, device=device)
+        known = (scene.images, scene.extrinsics, scene.intrinsics, scene.depth)
+        batch = normalise(SceneBatch(*(tensor[None] for tensor in known)))
+        output = model(scene.images)
+        predicted, truth = output.extrinsics[0], batch.extrinsics[0]
+        errors.append(pair_errors(predicted, truth).pose)
+        drifts.append(ate(predicted, truth))
+        distances.append(aligned_point_error(output.world_points[0], batch.points[0], batch.depth[0] > 0))
+    mean_drift, mean_distance = (sum(values) / num_scenes for values in (drifts, distances))
+    return {"auc_30": auc(torch.cat(errors), 30), "ate": mean_drift, "point_error": mean_distance}

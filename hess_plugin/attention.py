@@ -1,0 +1,81 @@
+"""The module that stands in for a global attention: same children, another way to attend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.hooks import ModelHook, add_hook_to_module
+from torch import Tensor, nn
+
+from .backbones import Backbone, TokenLayout
+from .processor import HeSSAttentionProcessor
+
+# What accelerate sets on an instance, bound to it; and what `module.compile()` does.
+_DEVICE_HOOK = ("forward", "_old_forward", "_hf_hook")
+_BOUND_TO_ORIGINAL = (*_DEVICE_HOOK, "_compiled_call_impl")
+
+
+class LayoutRecorder:
+    """Forward pre-hook of the module that takes the images: keeps the token layout of the current pass."""
+
+    def __init__(self, backbone: Backbone, model: nn.Module) -> None:
+        self.backbone = backbone
+        self.num_special_tokens = backbone.num_special_tokens(model)
+        self.patch_size = backbone.patch_size(model)
+        self.layout: TokenLayout | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        images = self.backbone.images(args, kwargs)
+        self.layout = TokenLayout.from_images(images, self.num_special_tokens, self.patch_size)
+
+
+class HeSSAttention(nn.Module):
+    """A global attention whose product over all tokens is left to a processor.
+
+    It takes over the original's children, parameters, hooks and attributes: the very same objects, so that
+    state-dict keys stay, and `.to()` or `load_state_dict` reach both.
+    """
+
+    proj: nn.Module
+
+    def __init__(
+        self,
+        original: nn.Module,
+        backbone: Backbone,
+        processor: HeSSAttentionProcessor,
+        recorder: LayoutRecorder,
+    ) -> None:
+        super().__init__()
+        shared = {key: value for key, value in original.__dict__.items() if key not in _BOUND_TO_ORIGINAL}
+        self.__dict__.update(shared)
+        _set_device_hook(self, original.__dict__.get("_hf_hook"))
+        self.backbone = backbone
+        self.processor = processor
+        self.recorder = recorder
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Tokens [B, T, C] to the same shape; the arguments are those of the original attention."""
+        if self.recorder.layout is None:
+            raise RuntimeError(
+                "sparse global attention has seen no images, so it does not know which tokens are patches; "
+                "call the model itself, as model(images), not one of its layers or model.forward."
+            )
+        q, k, v = self.backbone.project_qkv(self, x, *args, **kwargs)
+        out = self.processor(q, k, v, self.recorder.layout)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def return_state(self, original: nn.Module) -> None:
+        """Carry over to the original what may have changed here and is not shared by the two."""
+        original.training = self.training
+        hook = self.__dict__.get("_hf_hook")
+        if hook is not original.__dict__.get("_hf_hook"):
+            _set_device_hook(original, hook)
+
+
+def _set_device_hook(module: nn.Module, hook: ModelHook | None) -> None:
+    """Give a module this accelerate hook and no other, without running its `init_hook` a second time."""
+    for key in _DEVICE_HOOK:
+        module.__dict__.pop(key, None)
+    if hook is not None:
+        add_hook_to_module(module, ModelHook())
+        module.__dict__["_hf_hook"] = hook

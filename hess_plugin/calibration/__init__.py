@@ -1,0 +1,1 @@
+"""Head sensitivity from scenes with ground truth; knows nothing of sparse attention."""

@@ -1,0 +1,100 @@
+"""Settings of sparsification and calibration: frozen, checked at construction, unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+Allocation = Literal["hess", "uniform", "reverse"]
+CdfRule = Literal["cover", "sparse-vggt"]
+Backend = Literal["auto", "reference"]
+PointSource = Literal["point_head", "depth"]
+
+
+class _Checked:
+    """Shared behaviour of the configurations: construction from a dict and checks that name the field."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from a plain dict; raises ValueError naming an unknown key and listing the known ones."""
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"unknown key {key!r} in {cls.__name__}; known: {', '.join(known)}.")
+        return cls(**values)
+
+    def _in_unit_interval(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+                raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
+
+    def _positive_int(self, *names: str, at_least: int = 1) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+                raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}.")
+
+    def _positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0 or math.isinf(value):
+                raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+    def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, name) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True)
+class HeSSConfig(_Checked):
+    """How global attention is made sparse. Defaults: the middle setting of the paper's Table 2.
+
+    `density` of a run is measured, not set: with `cdf_threshold=0` it is `1 - sparse_ratio` up to rounding.
+    """
+
+    scores: Any = True  # every form that `hess=` accepts: True, alias, repository, path or HeadScores
+    sparse_ratio: float = 0.5  # ρ: each row keeps at least ⌊Mk(1-ρ)⌋ blocks; 1 leaves only `cdf_threshold`
+    cdf_threshold: float = 0.9  # τ: each row keeps the blocks that cover this probability; 0 leaves only ρ
+    allocation: Allocation = "hess"  # "uniform" is SparseVGGT; "reverse" gives the most to the least sensitive
+    camera_weight: float | None = None  # λ of Eq. 9; None takes the value recommended in the sidecar
+    cdf_rule: CdfRule = "cover"  # "sparse-vggt" stops one block before τ is reached, as the public code does
+    q_block_size: int = 128  # patch queries per block
+    kv_block_size: int = 64  # patch keys per block
+    dense_layers: tuple[int, ...] = ()  # indices among the global layers that stay dense
+    dense_below_tokens: int = 0  # sequences of fewer tokens than this stay dense
+    backend: Backend = "auto"  # the fastest that runs on the tensors' device; "reference" is plain PyTorch
+
+    def __post_init__(self) -> None:
+        self._in_unit_interval("sparse_ratio", "cdf_threshold", "camera_weight")
+        self._one_of("allocation", ("hess", "uniform", "reverse"))
+        self._one_of("cdf_rule", ("cover", "sparse-vggt"))
+        self._one_of("backend", ("auto", "reference"))
+        self._positive_int("q_block_size", "kv_block_size")
+        self._positive_int("dense_below_tokens", at_least=0)
+        if not all(isinstance(layer, int) and layer >= 0 for layer in self.dense_layers):
+            raise ValueError(f"dense_layers must be indices of global layers, got {self.dense_layers!r}.")
+        object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
+
+
+@dataclass(frozen=True)
+class CalibrationConfig(_Checked):
+    """How head sensitivity is measured. Defaults: the paper's section 4.1 and appendix C."""
+
+    num_scenes: int = 40
+    num_views: int = 20  # views sampled per scene
+    seed: int = 0
+    inlier_radius: float = math.sqrt(0.05)  # √ε of Eq. 3, in units of the normalised ground-truth scene
+    min_confidence_quantile: float = 0.0  # share of each scene's least confident points that is ignored
+    max_points: int = 100_000  # predicted points sampled per scene for the point error
+    point_source: PointSource = "point_head"  # or points from depth and camera
+    camera_weight: float = 0.5  # λ recommended to users of the scores: 0.5 for VGGT, 0 for π³
+
+    def __post_init__(self) -> None:
+        self._positive_int("num_scenes", "num_views", "max_points")
+        self._positive_int("seed", at_least=0)
+        self._in_unit_interval("min_confidence_quantile", "camera_weight")
+        self._positive("inlier_radius")
+        self._one_of("point_source", ("point_head", "depth"))

@@ -1,0 +1,231 @@
+"""The main job: reconstruct scenes with dense, uniform and HeSS attention at one density and compare them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from tqdm import tqdm
+from transformers.utils import logging
+
+from .config import HeSSConfig
+from .datasets import Scene, load_scene, synthetic_scene
+from .datasets.folder import PHOTO_SUFFIXES
+from .demo_results import SceneResult, summarise, write_scene, write_sheet, write_summary
+from .errors import InputError, input_errors
+from .evaluation.compare import Reference, compare
+from .evaluation.predict import Prediction, predict
+from .files import staged_folder
+from .models import VggtConfig, VggtImageProcessor, VggtModel
+from .patch import apply_hess
+from .scores import HeadScores
+
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED_MODEL = ASSETS / "tiny_vggt"
+EMBEDDED_PHOTOS = ASSETS / "hololens_office"
+# Training draws its scenes from seeds of 2^32 and above, calibration and examination from small ones.
+TEST_SEEDS = (1_000_003, 1_000_000, 1_000_001)
+METHODS = ("dense", "uniform", "hess")
+MIN_VIEWS = 3  # a similarity of camera centres needs three
+CAMERAS_FILE = "cameras.json"  # in a scene folder with known cameras and depth
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What to reconstruct, with what, and where to."""
+
+    out: Path = Path("hess-demo")
+    images: Path | None = None  # folder of photos; None takes synthetic scenes and the embedded photos
+    model: str = str(EMBEDDED_MODEL)  # folder or repository of a VGGT checkpoint
+    hess: Any = None  # every form of `hess=`; None takes the sidecar beside the weights
+    density: float = 0.5  # share of attended blocks
+    views: int = 16  # at most this many photos a scene, evenly spaced
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise InputError(f"density must be above 0 and at most 1, got {self.density}.")
+        if self.views < MIN_VIEWS:
+            raise InputError(
+                f"views must be at least {MIN_VIEWS} to compare camera positions, got {self.views}."
+            )
+
+
+def run_demo(settings: DemoSettings) -> dict[str, Any]:
+    """Run everything and write the result folder; returns the content of its results.json.
+
+    Raises:
+        InputError: something given cannot be used, or memory runs out. Earlier results are left as they were.
+    """
+    for module in ("matplotlib", "trimesh"):
+        if find_spec(module) is None:  # said now, not when the results are to be drawn
+            raise InputError(f'the demo needs {module}; pip install "hess-plugin[demo]".')
+    with staged_folder(settings.out) as folder, memory_errors(settings):
+        # Photos come first: a bad one should not be found after a long download of weights.
+        photos = pick_photos(settings)
+        scenes = load_scenes(settings, photos, load_processor(settings.model))
+        model, scores = load_model(settings)
+        results = reconstruct(model, scores, scenes, settings.density)
+        summary = summarise(results) | {
+            "photos": [photo.name for photo in photos],  # in the order of the views
+            "settings": _describe(settings),
+            "versions": _versions(),
+        }
+        with input_errors(OSError, prefix=f"cannot write results for {settings.out}: "):
+            for result in tqdm(results, desc="Writing", unit="scene", disable=None, leave=False):
+                write_scene(folder / result.scene.name, result)
+            write_sheet(folder / "contact_sheet.png", results, scores, settings.density)
+            write_summary(folder, summary)
+    return summary
+
+
+def load_model(settings: DemoSettings) -> tuple[VggtModel, HeadScores]:
+    """The dense model in float32 on the device of the settings, and its scores."""
+    hess = True if settings.hess is None else settings.hess
+    kinds = (OSError, ValueError, RuntimeError, SafetensorError)  # no such model, scores, shapes, broken file
+    with input_errors(*kinds), memory_errors(settings), _quiet_transformers():
+        loaded: Any = VggtModel.from_pretrained(
+            settings.model, hess=hess, dtype=torch.float32, output_loading_info=True
+        )
+    model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{settings.model} is no VGGT checkpoint: it lacks {len(missing)} tensors of VggtModel, among "
+            f"them {missing[0]!r}; give --model a folder or repository of one."
+        )
+    scores = model.hess.scores
+    model.hess.remove()
+    with (
+        input_errors(RuntimeError, AssertionError, prefix=f"cannot use the device {settings.device!r}: "),
+        memory_errors(settings),
+    ):
+        return model.to(settings.device).eval(), scores
+
+
+def load_processor(model: str) -> VggtImageProcessor:
+    """The image processor saved beside the weights, or one that fits their config where there is none."""
+    if (Path(model).is_absolute() or model.startswith((".", "~"))) and not Path(model).is_dir():
+        raise InputError(f"there is no model folder {model!r}; give --model a folder or a repository.")
+    with input_errors(OSError, ValueError):
+        try:
+            return VggtImageProcessor.from_pretrained(model)
+        except OSError:
+            config = VggtConfig.from_pretrained(model)
+            return VggtImageProcessor(size=config.img_size, patch_size=config.patch_size)
+
+
+def pick_photos(settings: DemoSettings) -> list[Path]:
+    """The user's photos, at most `views`, evenly spaced in order of their names.
+
+    None without `images`, or where a `cameras.json` lists the photos.
+    """
+    if settings.images is None or (settings.images / CAMERAS_FILE).exists():
+        return []
+    with input_errors(OSError):
+        found = sorted(path for path in settings.images.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
+    if len(found) < MIN_VIEWS:
+        raise InputError(
+            f"{settings.images} holds {len(found)} photos ({', '.join(PHOTO_SUFFIXES)}); "
+            f"at least {MIN_VIEWS} are needed."
+        )
+    picked = torch.linspace(0, len(found) - 1, min(settings.views, len(found))).round().long().tolist()
+    return [found[index] for index in picked]
+
+
+def load_scenes(settings: DemoSettings, photos: list[Path], processor: VggtImageProcessor) -> list[Scene]:
+    """The user's scene; without one, held-out synthetic scenes and the embedded photo set."""
+    if settings.images is not None and photos:
+        with input_errors(ValueError):  # unlike `load_scene`, the processor takes photos of mixed sizes
+            return [Scene(settings.images.resolve().name or "photos", processor(photos)["images"])]
+    known = load_scene(
+        settings.images or EMBEDDED_PHOTOS, processor.size, processor.patch_size, max_views=settings.views
+    )
+    if settings.images is not None:
+        return [known]
+    return [*(synthetic_scene(seed, settings.views, image_size=processor.size) for seed in TEST_SEEDS), known]
+
+
+def reconstruct(
+    model: nn.Module, scores: HeadScores, scenes: list[Scene], density: float
+) -> list[SceneResult]:
+    """All methods on all scenes, measured against ground truth where there is any, else against dense."""
+    results = []
+    with tqdm(total=len(scenes) * len(METHODS), desc="Reconstructing", disable=None, leave=False) as bar:
+        predict(model, scenes[0])  # so that no method pays for first-time allocations
+        for scene in scenes:
+            predictions = {}
+            for method in METHODS:
+                bar.set_postfix_str(f"{scene.name}, {method}")
+                predictions[method] = _predict(model, scores, scene, method, density)
+                bar.update()
+            if scene.has_ground_truth:
+                reference = Reference.from_scene(scene)
+            else:
+                reference = Reference.from_prediction(predictions["dense"])
+            metrics = {method: compare(each, reference) for method, each in predictions.items()}
+            results.append(SceneResult(scene, reference, predictions, metrics))
+    return results
+
+
+def _predict(model: nn.Module, scores: HeadScores, scene: Scene, method: str, density: float) -> Prediction:
+    """One forward pass; both sparse methods attend to the same number of blocks."""
+    if method == "dense":
+        return predict(model, scene)
+    config = HeSSConfig(sparse_ratio=1 - density, cdf_threshold=0.0, allocation=method)  # type: ignore[arg-type]
+    with apply_hess(model, scores, config) as handle:
+        return predict(model, scene, handle)
+
+
+@contextmanager
+def memory_errors(settings: DemoSettings) -> Iterator[None]:
+    """Turn every form in which memory runs out into one line that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):  # what the CPU allocator says
+            raise
+        raise InputError(
+            f"too little memory on {settings.device} for {settings.views} views a scene; "
+            "use fewer (--views) or another device (--device)."
+        ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No loading bars and reports: the demo has bars of its own, and says in one line what does not load."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _describe(settings: DemoSettings) -> dict[str, Any]:
+    """The settings as JSON values."""
+    plain = (int, float, str, type(None))
+    return {name: value if isinstance(value, plain) else str(value) for name, value in vars(settings).items()}
+
+
+def _versions() -> dict[str, str]:
+    """What a number in the results depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("hess-plugin", "torch", "transformers", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree that was not installed
+            found[package] = "unknown"
+    return found

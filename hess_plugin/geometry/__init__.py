@@ -1,0 +1,1 @@
+"""Geometry without models: camera conventions, similarities, nearest neighbours."""

@@ -1,0 +1,1 @@
+"""The kernel package, built from `kernels/torch-ext` (see setup.cfg)."""

@@ -1,0 +1,20 @@
+"""Pictures of reconstructions and scores (needs the extra `demo`); functions take tensors only."""
+
+from .contact_sheet import SheetBlock, SheetColumn, contact_sheet
+from .heatmap import score_heatmap
+from .point_cloud import PointCloud, clean_mask, colored_cloud, frustums
+from .render import Viewpoint, draw_cloud, overview
+
+__all__ = [
+    "PointCloud",
+    "SheetBlock",
+    "SheetColumn",
+    "Viewpoint",
+    "clean_mask",
+    "colored_cloud",
+    "contact_sheet",
+    "draw_cloud",
+    "frustums",
+    "overview",
+    "score_heatmap",
+]

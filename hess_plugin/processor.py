@@ -1,0 +1,195 @@
+"""Sparse global attention of one layer: pool, budget, select, attend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import HeSSConfig
+from .kernels.hess_attention import block_sparse_attention
+from .sparsity import (
+    BlockSelection,
+    baseline_counts,
+    block_probs,
+    row_counts,
+    select_blocks,
+    water_fill,
+)
+
+if TYPE_CHECKING:
+    from .backbones.base import TokenLayout
+
+_NOT_FINITE = (
+    "q or k of a global attention layer contains NaN or infinity; check that the images are finite and in "
+    "[0, 1], that the checkpoint loaded completely, and the precision (float16 overflows, bfloat16 does not)."
+)
+
+
+class HeSSAttentionProcessor:
+    """Attention of one global layer over the blocks that its heads can afford.
+
+    Special tokens are never skipped: as queries they attend to every token, as keys every query attends to
+    them. Patch queries attend to selected blocks of patch keys (`select`). Plain data: it can be pickled and
+    copied, and adds nothing to a model's state dict.
+
+    Attributes:
+        kept_blocks: [B, H] int64 on the device of the last call, the blocks each head attended to; else None.
+        num_blocks: Mq * Mk of the last call. `kept_blocks / num_blocks` is the density; special tokens are
+            not counted in either.
+    """
+
+    def __init__(self, head_weights: Sequence[float] | None, config: HeSSConfig) -> None:
+        """Check and keep the settings of one layer.
+
+        Args:
+            head_weights: Head sensitivity scores of this layer [H], finite, >= 0 and not all zero; only
+                ratios matter. None is allowed for `allocation="uniform"`, which does not look at them.
+            config: The settings of the run.
+
+        Raises:
+            ValueError: if the weights break these rules.
+        """
+        self.head_weights = None if head_weights is None else tuple(float(w) for w in head_weights)
+        self.config = config
+        self.kept_blocks: Tensor | None = None
+        self.num_blocks = 0
+        if self.head_weights is None:
+            if config.allocation != "uniform":
+                raise ValueError(
+                    f"allocation {config.allocation!r} needs head_weights, got None; "
+                    "give scores or use allocation='uniform'."
+                )
+        elif not all(math.isfinite(w) and w >= 0 for w in self.head_weights) or not any(self.head_weights):
+            raise ValueError(
+                f"head_weights must be finite, >= 0 and not all zero, got {self.head_weights}; "
+                "calibrate the scores again."
+            )
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout) -> Tensor:
+        """Attend from every token.
+
+        Under autocast q, k and v are first cast to its dtype, as PyTorch's own attention does.
+
+        Args:
+            q: [B, H, T, D] queries after qk-norm and RoPE; tokens are ordered by view, special tokens first.
+            k: [B, H, T, D] keys, likewise.
+            v: [B, H, T, D] values.
+            layout: How T divides into views, special and patch tokens.
+
+        Returns:
+            [B, H, T, D] in the order of the input.
+
+        Raises:
+            ValueError: if T does not fit the layout, the number of heads does not fit the weights, or q or
+                k is not finite (on CUDA a device-side assertion, so that no layer waits for the GPU).
+        """
+        if q.ndim != 4 or q.shape[2] != layout.num_tokens:
+            raise ValueError(
+                f"q has shape {list(q.shape)}, the layout has {layout.num_views} views of "
+                f"{layout.tokens_per_view} tokens; q must be [B, H, {layout.num_tokens}, D]."
+            )
+        _require_finite(q, k)
+        if torch.is_autocast_enabled(q.device.type):
+            dtype = torch.get_autocast_dtype(q.device.type)
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        patches = layout.num_views * layout.patches_per_view
+        self.num_blocks = -(-patches // self.config.q_block_size) * -(-patches // self.config.kv_block_size)
+        if layout.num_tokens < self.config.dense_below_tokens:
+            self.kept_blocks = torch.full(q.shape[:2], self.num_blocks, device=q.device)
+            return F.scaled_dot_product_attention(q, k, v)
+
+        (special_q, patch_q), (special_k, patch_k), (special_v, patch_v) = (
+            _split(x, layout) for x in (q, k, v)
+        )
+        selection = select(patch_q, patch_k, self.head_weights, self.config)
+        self.kept_blocks = selection.kv_num_blocks.sum(-1)
+        patch_out = block_sparse_attention(
+            patch_q,
+            patch_k,
+            patch_v,
+            selection.kv_num_blocks,
+            selection.kv_indices,
+            special_k=special_k,
+            special_v=special_v,
+            q_block_size=self.config.q_block_size,
+            kv_block_size=self.config.kv_block_size,
+            backend=self.config.backend,
+        )
+        return _join(F.scaled_dot_product_attention(special_q, k, v), patch_out, layout)
+
+
+@torch.no_grad()
+def select(q: Tensor, k: Tensor, head_weights: Sequence[float] | None, config: HeSSConfig) -> BlockSelection:
+    """Choose the blocks of one layer; what the method is, in the order of the paper's section 3.3.
+
+    1. Estimate attention between blocks.
+    2. Count the blocks that SparseVGGT would keep in each row; "uniform" stops here.
+    3. The sum over a layer's heads and rows is its total budget (3.3.1). Under a CDF threshold the baseline
+       differs between heads; only the sum enters the method.
+    4. Share the total over heads by their weights (3.3.2, 3.3.3), at least one block per row; "reverse" gives
+       the head of rank r the weight of rank H - 1 - r.
+    5. Spread each head's budget over its rows in proportion to the baseline, and keep the most probable.
+
+    Equal weights give every head the same budget. That is the "uniform" selection if only the sparse ratio is
+    set; with a CDF threshold it has the same total, but heads of unequal baselines differ.
+
+    Args:
+        q: [B, H, N, D] patch queries of all views, special tokens removed.
+        k: [B, H, N, D] patch keys.
+        head_weights: [H]; not looked at for `allocation="uniform"`.
+        config: Thresholds, allocation and block sizes.
+
+    Returns:
+        The selection for each item of the batch on its own.
+    """
+    probs = block_probs(q, k, config.q_block_size, config.kv_block_size)
+    counts = baseline_counts(probs, config.sparse_ratio, config.cdf_threshold, config.cdf_rule)
+    if config.allocation != "uniform" and head_weights is not None:
+        _, heads, q_blocks, kv_blocks = probs.shape
+        if len(head_weights) != heads:
+            raise ValueError(
+                f"head_weights has {len(head_weights)} entries, q has {heads} heads; "
+                "were the scores calibrated on another backbone?"
+            )
+        if config.allocation == "reverse":
+            head_weights = _reversed_ranks(head_weights)
+        # From pageable memory a small non-blocking copy is safe, and it does not wait for the GPU.
+        weights = torch.tensor(head_weights, dtype=torch.float64).to(q.device, non_blocking=True)
+        budget = water_fill(weights, counts.sum((1, 2)), capacity=q_blocks * kv_blocks, floor=q_blocks)
+        counts = row_counts(budget, counts, kv_blocks)
+    return select_blocks(probs, counts)
+
+
+def _reversed_ranks(weights: Sequence[float]) -> list[float]:
+    """The same weights, the largest where the smallest was and so on."""
+    order = sorted(range(len(weights)), key=weights.__getitem__)
+    swapped = dict(zip(order, reversed(order), strict=True))
+    return [weights[swapped[head]] for head in range(len(weights))]
+
+
+def _require_finite(q: Tensor, k: Tensor) -> None:
+    # A sum is finite only if all its terms are, and needs no [B, H, T, D] of flags.
+    finite = (q.sum(dtype=torch.float32) + k.sum(dtype=torch.float32)).isfinite()
+    if q.is_cuda:
+        torch._assert_async(finite, _NOT_FINITE)
+    elif not finite:
+        raise ValueError(_NOT_FINITE)
+
+
+def _split(x: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    """[B, H, T, D] -> special tokens [B, H, V * S, D] and patch tokens of all views [B, H, N, D]."""
+    views = x.unflatten(2, (layout.num_views, layout.tokens_per_view))
+    special = layout.num_special_tokens
+    return views[:, :, :, :special].flatten(2, 3), views[:, :, :, special:].flatten(2, 3)
+
+
+def _join(special: Tensor, patch: Tensor, layout: TokenLayout) -> Tensor:
+    """The inverse of `_split`."""
+    special = special.unflatten(2, (layout.num_views, layout.num_special_tokens))
+    patch = patch.unflatten(2, (layout.num_views, layout.patches_per_view))
+    return torch.cat([special, patch], dim=3).flatten(2, 3)

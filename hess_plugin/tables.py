@@ -1,0 +1,56 @@
+"""Plain text for terminals: aligned tables, and what a sidecar holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .scores import HeadScores
+
+NUM_TOP_HEADS = 3
+
+
+def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, the first to the left and the others to the right.
+
+    Example:
+        >>> print(format_table(["method", "error"], [["dense", "0.1"], ["HeSS", "12.0"]]))
+        method  error
+        dense     0.1
+        HeSS     12.0
+    """
+    lines = [list(headings), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    )
+
+
+def format_scores(scores: HeadScores) -> str:
+    """Where scores come from, and the most sensitive heads of each layer, both counted from 1."""
+    info = scores.info
+    facts = {
+        "backbone": f"{info.backbone}, {info.num_layers} layers x {info.num_heads} heads of {info.head_dim}",
+        "base model": "@".join(filter(None, (info.base_model or "not named", info.base_revision))),
+        "weights": info.weights_sha256 or "no fingerprint",
+        "calibrated on": f"{len(info.scene_ids)} scenes x {info.num_views} views of {info.dataset}",
+        "camera weight": f"{info.camera_weight:g}",
+        "settings": ", ".join(f"{key}={value}" for key, value in info.calibration.items()) or "none stated",
+        "software": ", ".join(f"{key} {value}" for key, value in info.versions.items()),
+    }
+    width = max(map(len, facts))
+    lines = [f"{key.ljust(width)}  {value}" for key, value in facts.items()]
+    shares = {"camera": scores.weights(1.0), "points": scores.weights(0.0), "both": scores.weights()}
+    rows = []
+    for layer in range(info.num_layers):
+        top = [share[layer].topk(min(NUM_TOP_HEADS, info.num_heads)) for share in shares.values()]
+        cells = [
+            ", ".join(f"{int(head) + 1} ({share:.2f})" for share, head in zip(*t, strict=True)) for t in top
+        ]
+        rows.append([str(layer + 1), *cells])
+    heading = f"Most sensitive heads (share of their layer; evenly spread it is {1 / info.num_heads:.2f})"
+    return "\n".join([*lines, "", heading, format_table(["layer", *shares], rows)])

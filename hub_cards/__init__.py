@@ -1,0 +1,1 @@
+"""Templates of the model cards that accompany pushed scores."""

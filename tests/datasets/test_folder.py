@@ -1,0 +1,182 @@
+"""Scenes from folders: the bundled photo set, geometry after resizing, and every error by its message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hess_plugin
+from hess_plugin.datasets.folder import load_scene
+from hess_plugin.errors import InputError
+
+OFFICE = Path(hess_plugin.__file__).parent / "assets" / "hololens_office"
+
+
+def write_photos(folder: Path, count: int = 3, size: tuple[int, int] = (40, 30)) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        Image.new("RGB", size, (index * 40, 100, 200)).save(folder / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def scene_folder(tmp_path: Path) -> Path:
+    """Two views of 40 x 30 pixels in the scene layout; depth of pixel (u, v) is (1000 + 10 u + v) / 1000."""
+    write_photos(tmp_path / "images", 2)
+    (tmp_path / "depth").mkdir()
+    v, u = np.mgrid[:30, :40]
+    views = []
+    for index in range(2):
+        Image.fromarray((1000 + 10 * u + v).astype(np.uint16)).save(tmp_path / f"depth/{index:03d}.png")
+        views.append(
+            {
+                "image": f"images/{index:03d}.png",
+                "depth": f"depth/{index:03d}.png",
+                "width": 40,
+                "height": 30,
+                "K": [[40, 0, 19.5], [0, 44, 14.5], [0, 0, 1]],
+                "world_to_camera": [[1, 0, 0, index], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+            }
+        )
+    record = {"scene": "toy", "depth_scale": 1000.0, "views": views}
+    (tmp_path / "cameras.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def change(folder: Path, **values: object) -> None:
+    """Change fields of cameras.json; a name like `K` is one of the second view, None removes a field."""
+    path = folder / "cameras.json"
+    record = json.loads(path.read_text())
+    for name, value in values.items():
+        target = record if name in ("depth_scale", "views") else record["views"][1]
+        target[name] = value
+        if value is None:
+            del target[name]
+    path.write_text(json.dumps(record))
+
+
+class TestWithCameras:
+    def test_bundled_scene_agrees_with_itself(self) -> None:
+        """Depth of one view, seen from another, is the other's depth: cameras and depth follow the resize."""
+        scene = load_scene(OFFICE, width=112, patch_size=8, max_views=12)
+        assert scene.images.shape == (12, 3, 72, 112)
+        assert scene.depth is not None
+        assert scene.extrinsics is not None
+        assert scene.intrinsics is not None
+        differences = []
+        for i in range(12):
+            for j in range(12):
+                points = scene.world_points[i][scene.mask[i]]
+                in_j = points @ scene.extrinsics[j, :, :3].T + scene.extrinsics[j, :, 3]
+                u, v = ((in_j @ scene.intrinsics[j].T)[:, :2] / in_j[:, 2:]).round().long().unbind(-1)
+                inside = (in_j[:, 2] > 0.1) & (u >= 0) & (u < 112) & (v >= 0) & (v < 72)
+                seen = scene.depth[j][v[inside], u[inside]]
+                difference = (seen / in_j[inside, 2] - 1).abs()[seen > 0]
+                if i != j and len(difference) > 300:
+                    differences.append(difference[difference < 0.05].median().item())
+        assert len(differences) > 20
+        assert np.median(differences) < 0.02
+
+    def test_hand_worked(self, scene_folder: Path) -> None:
+        """40 x 30 to 20 x 16 (of 15, the nearest multiple of 8): scales 1/2 and 16/30."""
+        scene = load_scene(scene_folder, width=20, patch_size=4)
+        assert scene.name == "toy"
+        assert scene.images.shape == (2, 3, 16, 20)
+        expected = torch.tensor([[20.0, 0, 9.5], [0, 44 * 16 / 30, 7.5], [0, 0, 1]])
+        torch.testing.assert_close(scene.intrinsics[0], expected)
+        # New pixel (2, 3) has its centre at old pixel edges (5, 6.56): pixel u = 5, v = 6.
+        assert scene.depth[0, 3, 2].item() == pytest.approx((1000 + 50 + 6) / 1000)
+        assert scene.extrinsics[:, 0, 3].tolist() == [0, 1]
+
+    def test_full_size_changes_nothing(self, scene_folder: Path) -> None:
+        scene = load_scene(scene_folder, width=40, patch_size=10)
+        v, u = np.mgrid[:30, :40]
+        np.testing.assert_allclose(scene.depth[1], (1000 + 10 * u + v) / 1000, rtol=1e-6)
+        assert scene.intrinsics[0, 1].tolist() == [0, 44, 14.5]
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"depth_scale": None}, "no field 'depth_scale'"),
+            ({"depth_scale": 0}, "'depth_scale' must be a positive number, got 0"),
+            ({"views": []}, "'views' must be a list of at least one view"),
+            ({"K": None}, r"no field 'views\[1\].K'"),
+            ({"K": [[1, 2], [3, 4]]}, r"'views\[1\].K' must be 3 x 3"),
+            ({"K": [[1, 0, 0], [0, "a", 0], [0, 0, 1]]}, r"'views\[1\].K' must be 3 x 3"),
+            ({"world_to_camera": [[0] * 4] * 3}, r"'views\[1\].world_to_camera' must be 4 x 4"),
+            ({"image": "images/missing.png"}, "cannot read photo .*missing.png"),
+            ({"depth": "depth/missing.png"}, "cannot read depth map .*missing.png"),
+            ({"depth": "images/001.png"}, "must be one 16-bit channel, got 3 channels"),
+            ({"width": 41}, r"views\[1\].image has 40 x 30 pixels, but width and height say 41 x 30"),
+        ],
+    )
+    def test_bad_fields(self, scene_folder: Path, values: dict, message: str) -> None:
+        change(scene_folder, **values)
+        with pytest.raises(InputError, match=message):
+            load_scene(scene_folder, width=20, patch_size=4)
+
+    def test_broken_json(self, scene_folder: Path) -> None:
+        (scene_folder / "cameras.json").write_text("{")
+        with pytest.raises(InputError, match=r"cannot read .*cameras\.json"):
+            load_scene(scene_folder)
+
+
+class TestPhotosAlone:
+    @pytest.mark.parametrize("sub", ["", "images"])
+    def test_order_and_colours(self, tmp_path: Path, sub: str) -> None:
+        write_photos(tmp_path / sub)
+        (tmp_path / sub / "notes.txt").write_text("not a photo")
+        scene = load_scene(tmp_path, width=16, patch_size=4)
+        assert scene.images.shape == (3, 3, 12, 16)
+        assert (scene.images[:, 0].mean((1, 2)) * 255).round().tolist() == [0, 40, 80]
+        assert not scene.has_ground_truth
+
+    def test_tall_photos_are_cropped_to_a_square(self, tmp_path: Path) -> None:
+        pixels = np.zeros((60, 20, 3), np.uint8)
+        pixels[20:40] = 255  # what is left of 60 rows
+        Image.fromarray(pixels).save(tmp_path / "tall.png")
+        scene = load_scene(tmp_path, width=20, patch_size=4)
+        assert scene.images.shape == (1, 3, 20, 20)
+        assert scene.images.min() == 1
+
+    def test_transparent_is_white_and_exif_is_obeyed(self, tmp_path: Path) -> None:
+        Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
+        assert load_scene(tmp_path, 8, 4).images.min() == 1
+        turned = tmp_path / "turned"
+        turned.mkdir()
+        exif = Image.Exif()
+        exif[0x0112] = 6  # rotate by 90 degrees to show
+        Image.new("RGB", (16, 32)).save(turned / "a.jpg", exif=exif)
+        assert load_scene(turned, 32, 4).images.shape[-2:] == (16, 32)
+
+    @pytest.mark.parametrize(
+        ("most", "expected"), [(1, [0]), (2, [0, 160]), (3, [0, 80, 160]), (9, [0, 40, 80, 120, 160])]
+    )
+    def test_max_views(self, tmp_path: Path, most: int, expected: list[int]) -> None:
+        write_photos(tmp_path, 5)
+        red = load_scene(tmp_path, 8, 2, max_views=most).images[:, 0].mean((1, 2)) * 255
+        assert red.round().tolist() == expected
+
+    def test_bad_input(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"no photos in .* nor in its folder 'images'"):
+            load_scene(tmp_path)
+        with pytest.raises(InputError, match="there is no folder"):
+            load_scene(tmp_path / "missing")
+        write_photos(tmp_path)
+        with pytest.raises(InputError, match="multiple of the patch size 14, got 100"):
+            load_scene(tmp_path, width=100)
+        with pytest.raises(InputError, match="max_views must be at least 1, got 0"):
+            load_scene(tmp_path, max_views=0)
+        Image.new("RGB", (41, 30)).save(tmp_path / "004.png")
+        with pytest.raises(
+            InputError, match=r"one size, but .*004\.png' has 41 x 30 and .*000\.png' has 40 x 30"
+        ):
+            load_scene(tmp_path)
+        (tmp_path / "002.png").write_bytes(b"no image")
+        with pytest.raises(InputError, match=r"cannot read photo .*002\.png"):
+            load_scene(tmp_path)

@@ -1,0 +1,180 @@
+"""Synthetic scenes: hand-worked rays, exact agreement between views and sizes, determinism."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hess_plugin.datasets.raycast import Cameras, Shapes, cast_rays
+from hess_plugin.datasets.synthetic import (
+    _SCENE_FIELDS,
+    _build_shapes,
+    _split,
+    draw_numbers,
+    render_scenes,
+    synthetic_scene,
+)
+from hess_plugin.geometry.cameras import camera_centers, unproject_depth
+
+
+def one_object(is_box: bool, half: tuple[float, float, float], has_room: bool = False) -> Shapes:
+    """An object at the origin, a disc of radius 5 in the plane z = -8, a room of half extents 20."""
+    halves = torch.tensor([half, (5.0, 5.0, 5.0), (20.0, 20.0, 20.0)])
+    centres = torch.tensor([[0.0, 0, 0], [0, 0, -8], [0, 0, 0]])
+    rotation = torch.eye(3).expand(1, 3, 3, 3)
+    return Shapes(
+        torch.tensor([[is_box, True, True]]), centres[None], rotation, halves[None], torch.tensor([has_room])
+    )
+
+
+def look(position: tuple[float, float, float], slope: tuple[float, float], axes: Tensor) -> Cameras:
+    """One ray: rows of `axes` are where the camera's x, y and z point."""
+    x, y = (torch.full((1, 1, 1, 1), value) for value in slope)
+    return Cameras(torch.tensor([[position]]), axes.T[None, None], x, y)
+
+
+ALONG_Z = torch.eye(3)
+DOWN = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])
+
+
+class TestRays:
+    @pytest.mark.parametrize(
+        ("is_box", "half", "position", "slope", "depth"),
+        [
+            (False, (2, 2, 2), (0, 0, -6), (0, 0), 4),  # a sphere head on
+            (False, (1, 2, 3), (0, 0, -6), (0, 0), 3),  # an ellipsoid's own axis
+            # (1 + s²) t² - 2·6 t + 36 - 4 = 0 with s = 0.25: the smaller root
+            (False, (2, 2, 2), (0, 0, -6), (0.25, 0), (12 - math.sqrt(144 - 4 * 1.0625 * 32)) / (2 * 1.0625)),
+            (False, (2, 2, 2), (3, 0, -6), (0, 0), math.inf),  # passes by
+            (False, (2, 2, 2), (0, 0, 6), (0, 0), math.inf),  # lies behind
+            (True, (1, 2, 3), (0, 0, -6), (0, 0), 3),
+            (True, (1, 2, 3), (-3, 0, -6), (0.5, 0), 4),  # meets the side x = -1 at z = -2
+            (True, (1, 2, 3), (0, 2.1, -6), (0, 0), math.inf),
+        ],
+    )
+    def test_one_object(self, is_box, half, position, slope, depth) -> None:
+        found, surface = cast_rays(one_object(is_box, half), look(position, slope, ALONG_Z))
+        assert found.item() == pytest.approx(depth, rel=1e-6)
+        assert math.isinf(depth) or surface.item() == 0
+
+    def test_rotated_box(self) -> None:
+        shapes = one_object(True, (1, 1, 1))
+        angle = torch.tensor(math.pi / 4)
+        turn = torch.tensor([[angle.cos(), 0, angle.sin()], [0, 1, 0], [-angle.sin(), 0, angle.cos()]])
+        rotation = torch.stack([turn, torch.eye(3), torch.eye(3)])[None]
+        found, _ = cast_rays(shapes._replace(rotation=rotation), look((0, 0, -6), (0, 0), ALONG_Z))
+        assert found.item() == pytest.approx(6 - math.sqrt(2), rel=1e-6)  # its edge is nearest
+
+    def test_disc_and_room(self) -> None:
+        in_room = one_object(False, (1, 1, 1), has_room=True)
+        for position, surface, depth in (((4, 0, 2), 1, 10), ((6, 0, 2), 2, 22), ((0, 0, 2), 0, 1)):
+            found, number = cast_rays(in_room, look(position, (0, 0), DOWN))
+            assert (number.item(), found.item()) == (surface, pytest.approx(depth, rel=1e-6))
+        outside = one_object(False, (1, 1, 1), has_room=False)
+        assert cast_rays(outside, look((6, 0, 2), (0, 0), DOWN))[0].isinf().all()
+
+
+class TestScene:
+    def test_other_views_see_the_same_surface(self) -> None:
+        """Rays from view 1 at the points that view 0 sees meet them, or something nearer; never farther."""
+        numbers = draw_numbers(1, 2, torch.Generator().manual_seed(5))
+        batch = render_scenes(numbers, (20, 30), orbit_span=torch.tensor([0.4]))
+        points = unproject_depth(batch.depth, batch.extrinsics, batch.intrinsics)[0, 0]
+        in_second = (
+            points[batch.depth[0, 0] > 0] @ batch.extrinsics[0, 1, :, :3].T + batch.extrinsics[0, 1, :, 3]
+        )
+        slope = in_second[:, :2] / in_second[:, 2:]
+        to_camera = batch.extrinsics[:, 1:, :, :3]
+        second = Cameras(
+            camera_centers(batch.extrinsics)[:, 1:],
+            to_camera.mT,
+            slope[None, None, None, :, 0],
+            slope[None, None, :, 1:],
+        )
+        shapes = _build_shapes(_split(numbers.scene, _SCENE_FIELDS))
+        found = cast_rays(shapes, second)[0][0, 0].diagonal()  # rows and columns are one list of rays
+        ratio = found / in_second[:, 2]
+        assert len(ratio) > 200
+        assert (ratio < 1.0001).all()
+        assert ((ratio - 1).abs() < 1e-4).float().mean() > 0.7
+
+    def test_cameras_orbit(self) -> None:
+        centres = camera_centers(synthetic_scene(5, 12, image_size=2).extrinsics)
+        distance = centres.norm(dim=-1)
+        assert (distance > 2.99).all()
+        assert (distance < 4.21).all()
+        assert (centres[:, 2] / distance > math.sin(0.24)).all()
+        assert (centres[:, 2] / distance < math.sin(0.96)).all()
+
+    def test_a_larger_image_shows_the_same(self) -> None:
+        """By an odd factor, here 3, every pixel's centre is a centre in the larger image too."""
+        small, large = (synthetic_scene(4, 2, image_size=(s * 20, s * 28)) for s in (1, 3))
+        torch.testing.assert_close(large.extrinsics, small.extrinsics)
+        torch.testing.assert_close(large.depth[:, 1::3, 1::3], small.depth, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(large.images[..., 1::3, 1::3], small.images, rtol=1e-2, atol=1e-2)
+
+    def test_deterministic(self) -> None:
+        first, again, other = (synthetic_scene(seed, 3, image_size=16) for seed in (1, 1, 2))
+        assert torch.equal(first.images, again.images)
+        assert not torch.allclose(first.images, other.images)
+
+    def test_batch_is_made_of_its_scenes(self) -> None:
+        parts = [draw_numbers(1, 3, torch.Generator().manual_seed(seed)) for seed in (7, 8)]
+        together = type(parts[0])(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        batch = render_scenes(together, (16, 24))
+        for row, seed in enumerate((7, 8)):
+            scene = synthetic_scene(seed, 3, image_size=(16, 24))
+            torch.testing.assert_close(batch.images[row], scene.images)
+            torch.testing.assert_close(batch.depth[row], scene.depth)
+
+    def test_ranges(self) -> None:
+        batch = render_scenes(draw_numbers(12, 3, torch.Generator().manual_seed(0)), (24, 32))
+        assert batch.images.shape == (12, 3, 3, 24, 32)
+        assert batch.depth.shape == (12, 3, 24, 32)
+        assert batch.images.min() >= 0
+        assert batch.images.max() <= 1
+        known = batch.depth > 0
+        assert batch.depth[known].min() > 0.05
+        closed = known.flatten(1).all(1)
+        assert 2 <= closed.sum() <= 10  # half of the scenes stand in a room
+        assert (batch.images.movedim(2, -1)[~known] == 0.5).all()  # the others before grey
+        rotation = batch.extrinsics[..., :3]
+        torch.testing.assert_close(
+            rotation @ rotation.mT, torch.eye(3).expand_as(rotation), rtol=0, atol=1e-5
+        )
+        assert (torch.linalg.det(rotation) > 0).all()
+        fov = 2 * torch.atan(16 / batch.intrinsics[..., 0, 0])
+        assert fov.min() >= 0.75
+        assert fov.max() <= 1.1
+        assert (batch.intrinsics[..., :2, 2] == torch.tensor([15.5, 11.5])).all()
+
+    def test_cameras_see_the_scene_upright(self) -> None:
+        """The top of the image is up in the world: its rays rise above those of the bottom."""
+        scene = synthetic_scene(11, 6, image_size=(9, 9))
+        down_in_world = scene.extrinsics[:, 1, :3]
+        assert (down_in_world[:, 2] < -0.5).all()
+
+    def test_orbit_span_is_obeyed(self) -> None:
+        numbers = draw_numbers(3, 8, torch.Generator().manual_seed(3))
+        batch = render_scenes(numbers, (4, 4), orbit_span=torch.tensor([0.1, 0.1, 3.0]))
+        flat = torch.nn.functional.normalize(camera_centers(batch.extrinsics)[..., :2], dim=-1)
+        widest = torch.einsum("bvi,bwi->bvw", flat, flat).clamp(-1, 1).acos().amax((1, 2))
+        assert (widest[:2] < 0.1).all()
+        assert 2 < widest[2] < 3
+
+    @pytest.mark.parametrize("size", [(1, 1), (7, 13), (13, 7)])
+    def test_odd_sizes_and_one_view(self, size: tuple[int, int]) -> None:
+        scene = synthetic_scene(0, 1, image_size=size)
+        assert scene.images.shape == (1, 3, *size)
+        assert scene.has_ground_truth
+
+    @pytest.mark.parametrize(
+        ("seed", "views", "size", "message"),
+        [(-1, 2, 8, "seed .* got -1"), (0, 0, 8, "got 0 views"), (0, 2, (8, 0), r"size \(8, 0\)")],
+    )
+    def test_bad_input(self, seed: int, views: int, size, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            synthetic_scene(seed, views, image_size=size)

@@ -1,0 +1,67 @@
+"""HeSSConfig and CalibrationConfig: frozen, checked, unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from hess_plugin.config import CalibrationConfig, HeSSConfig
+
+
+def test_defaults_follow_the_paper() -> None:
+    assert (HeSSConfig().sparse_ratio, HeSSConfig().cdf_threshold) == (0.5, 0.9)  # Table 2
+    calibration = CalibrationConfig()
+    assert (calibration.num_scenes, calibration.num_views) == (40, 20)  # appendix C
+    assert calibration.inlier_radius**2 == pytest.approx(0.05)  # section 4.1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cdf_threshold": 1.4}, r"cdf_threshold must be in \[0, 1\], got 1.4"),
+        ({"sparse_ratio": -0.1}, r"sparse_ratio must be in \[0, 1\], got -0.1"),
+        ({"sparse_ratio": float("nan")}, r"sparse_ratio must be in \[0, 1\], got nan"),
+        ({"sparse_ratio": "half"}, r"sparse_ratio must be in \[0, 1\], got 'half'"),
+        ({"camera_weight": 2}, r"camera_weight must be in \[0, 1\], got 2"),
+        ({"allocation": "random"}, "allocation must be one of hess, uniform, reverse; got 'random'"),
+        ({"cdf_rule": "below"}, "cdf_rule must be one of"),
+        ({"backend": "cuda"}, "backend must be one of"),
+        ({"q_block_size": 0}, "q_block_size must be an integer of at least 1, got 0"),
+        ({"kv_block_size": 64.0}, "kv_block_size must be an integer"),
+        ({"dense_below_tokens": -1}, "dense_below_tokens must be an integer of at least 0"),
+        ({"dense_layers": (-1,)}, "dense_layers must be indices"),
+    ],
+)
+def test_bad_sparsification_settings(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HeSSConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_scenes": 0}, "num_scenes must be an integer of at least 1"),
+        ({"inlier_radius": 0.0}, "inlier_radius must be a positive number"),
+        ({"inlier_radius": float("inf")}, "inlier_radius must be a positive number"),
+        ({"min_confidence_quantile": 1.5}, r"min_confidence_quantile must be in \[0, 1\]"),
+        ({"point_source": "mesh"}, "point_source must be one of"),
+        ({"seed": True}, "seed must be an integer"),
+    ],
+)
+def test_bad_calibration_settings(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CalibrationConfig(**values)
+
+
+def test_unknown_key_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown key 'tau' in HeSSConfig; known: scores, sparse_ratio"):
+        HeSSConfig.from_dict({"tau": 0.4})
+
+
+def test_round_trip_and_frozen() -> None:
+    config = HeSSConfig(scores="co3d", sparse_ratio=0.8, cdf_threshold=0.4, dense_layers=[0, 3])  # type: ignore[arg-type]
+    assert config.dense_layers == (0, 3)
+    assert HeSSConfig.from_dict(dataclasses.asdict(config)) == config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.sparse_ratio = 0.1  # type: ignore[misc]

@@ -1,0 +1,165 @@
+"""The training example at toy size: it learns, resumes exactly, exports a model; its parts by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from hess_plugin.datasets.synthetic import draw_numbers, render_scenes
+from hess_plugin.models.vggt import VggtModel
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "muon")
+
+
+@pytest.fixture(scope="module")
+def examples() -> Iterator[dict[str, ModuleType]]:
+    """The example's modules, imported as the script imports them."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        yield {name: __import__(name) for name in NAMES}
+    finally:
+        sys.path.remove(str(EXAMPLES))
+        for name in NAMES:
+            sys.modules.pop(name, None)
+
+
+class TestTraining:
+    def test_trains_and_exports(self, examples, tmp_path: Path) -> None:
+        script = examples["train_tiny_vggt"]
+        folder, export = tmp_path / "run", tmp_path / "model"
+        script.main([str(folder), "--toy", "--steps", "20", "--scenes", "1", "--export", str(export)])
+        model = VggtModel.from_pretrained(export, dtype=torch.float32)
+        assert model(torch.rand(2, 3, 32, 32)).world_points.shape == (1, 2, 32, 32, 3)
+        record = json.loads((export / "training.json").read_text())
+        assert (record["steps"], record["views_seen"]) == (20, 20 * 24)
+        assert record["parameters"] == sum(p.numel() for p in model.parameters())
+        assert 0 <= record["held_out_scenes"]["auc_30"] <= 1
+        kinds = [json.loads(line)["kind"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert kinds == ["train", "examination"]
+
+    def test_resumed_equals_unbroken(self, examples, tmp_path: Path) -> None:
+        script = examples["train_tiny_vggt"]
+
+        def steps(count: int, *more: str):
+            options = [str(tmp_path), "--toy", "--steps", "4", "--warmup", "1", *more]
+            training = script.Training(script.parse_arguments(options))
+            for _ in range(count):
+                assert not training.look_at_clock()
+                training.learn()
+            return training
+
+        unbroken = steps(4)
+        assert unbroken.look_at_clock()
+        steps(2).save()
+        resumed = steps(2, "--resume")
+        assert resumed.step == 4
+        for name in ("model", "average"):
+            expected = getattr(unbroken, name).state_dict()
+            for key, value in getattr(resumed, name).state_dict().items():
+                torch.testing.assert_close(value, expected[key], rtol=0, atol=0, msg=key)
+
+    def test_it_learns(self, examples, tmp_path: Path) -> None:
+        """On one lesson, seen again and again, the loss must fall by far."""
+        script, recipe = examples["train_tiny_vggt"], examples["tiny_vggt_recipe"]
+        torch.manual_seed(0)
+        training = script.Training(script.parse_arguments([str(tmp_path), "--toy", "--steps", "9"]))
+        drawn, views = recipe.draw_lesson(training.recipe, 0.0, 0, torch.Generator().manual_seed(0))
+        batch = recipe.make_batch(*drawn)
+        losses = []
+        for _ in range(25):
+            terms = training.lesson(batch, views)
+            terms["loss"].backward()
+            for optimizer in training.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(terms["loss"].item())
+        assert losses[-1] < 0.7 * losses[0]
+
+    def test_nothing_to_resume(self, examples, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit, match=r"there is no .*checkpoint\.pt; start without --resume"):
+            examples["train_tiny_vggt"].main([str(tmp_path), "--toy", "--steps", "2", "--resume"])
+
+
+class TestRecipe:
+    def test_small_enough_to_ship(self, examples) -> None:
+        model = examples["tiny_vggt_recipe"].Recipe().build_model()
+        assert 2 * sum(p.numel() for p in model.parameters()) < 24e6
+
+    def test_lessons_grow(self, examples) -> None:
+        recipe = examples["tiny_vggt_recipe"].Recipe()
+        first = {recipe.lesson(0.0, step) for step in range(50)}
+        last = {recipe.lesson(1.0, step) for step in range(200)}
+        assert {count for count, _ in first} == {2, 3, 4}
+        assert {span for _, span in first} == {(0.3, 1.0)}
+        assert {count for count, _ in last} == {2, 3, 4, 6, 8, 12, 16, 24}
+        assert {span for _, span in last} == {(1.0, 6.0)}
+
+    def test_truth_is_normalised(self, examples) -> None:
+        numbers = draw_numbers(3, 2, torch.Generator().manual_seed(0))
+        batch = examples["tiny_vggt_recipe"].normalise(render_scenes(numbers, (12, 16)))
+        torch.testing.assert_close(batch.extrinsics[:, 0], torch.eye(3, 4).expand(3, 3, 4), rtol=0, atol=1e-5)
+        distance, known = batch.points.norm(dim=-1), batch.depth > 0
+        for scene in range(3):
+            assert distance[scene][known[scene]].mean().item() == pytest.approx(1, rel=1e-4)
+        torch.testing.assert_close(batch.points[:, 0, ..., 2], batch.depth[:, 0], rtol=1e-4, atol=1e-5)
+
+    def test_camera_loss(self, examples) -> None:
+        camera_loss = examples["tiny_vggt_recipe"].camera_loss
+        truth = torch.tensor([[[1.0, 2, 3, 0, 0, 0, 1, 0.8, 0.9]]])
+        turned = truth * torch.tensor([1, 1, 1, -1, -1, -1, -1, 1, 1])
+        assert camera_loss([truth, turned], truth)["camera"] == 0
+        shifted = truth + torch.tensor([0.3, 0, 0, 0, 0, 0, 0, 0.2, 0.2])
+        # 0.3 / 3 for the translation and half of 0.2 for the fields of view; the earlier pose counts 0.6
+        assert camera_loss([truth, shifted], truth)["camera"].item() == pytest.approx(0.2)
+        assert camera_loss([shifted, truth], truth)["camera"].item() == pytest.approx(0.12)
+
+    def test_confident_distance(self, examples) -> None:
+        distance, confidence = torch.tensor([1.0, 3.0, 50.0]), torch.tensor([1.0, 2.0, 9.0])
+        known = torch.tensor([True, True, False])
+        weighted, plain = examples["tiny_vggt_recipe"].confident_distance(distance, confidence, known)
+        assert weighted.item() == pytest.approx((1 + 6 - 0.2 * torch.tensor(2.0).log().item()) / 2)
+        assert plain.item() == 2
+
+
+class TestMuon:
+    def test_orthogonalize(self, examples) -> None:
+        matrices = torch.randn(4, 24, 56, generator=torch.Generator().manual_seed(0)) * 30
+        values = torch.linalg.svdvals(examples["muon"].orthogonalize(matrices).float())
+        assert values.min() > 0.5
+        assert values.max() < 1.3
+
+    def test_fused_matrix_is_three(self, examples) -> None:
+        """One step on a fused matrix equals steps on its thirds; and its size is the learning rate's."""
+        muon = examples["muon"].Muon
+        gradient = torch.randn(48, 16, generator=torch.Generator().manual_seed(0))
+        fused = torch.nn.Parameter(torch.zeros(48, 16))
+        thirds = [torch.nn.Parameter(torch.zeros(16, 16)) for _ in range(3)]
+        fused.grad = gradient
+        for third, part in zip(thirds, gradient.chunk(3), strict=True):
+            third.grad = part
+        muon([fused], lr=0.1).step()
+        muon(thirds, lr=0.1).step()
+        torch.testing.assert_close(fused.detach(), torch.cat(thirds).detach(), rtol=0, atol=1e-3)
+        assert (
+            0.01 < fused.detach().square().mean().sqrt() < 0.03
+        )  # 0.2 · lr, give or take the singular values
+
+    def test_shapes_of_all_kinds(self, examples) -> None:
+        weights = [
+            torch.nn.Parameter(torch.ones(shape)) for shape in ((8, 8), (32, 8), (8, 32), (24, 8), (8, 8))
+        ]
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape)
+        before = [weight.detach().clone() for weight in weights]
+        examples["muon"].Muon(weights, lr=0.1, weight_decay=0.1).step()
+        for old, weight in zip(before, weights, strict=True):
+            assert torch.isfinite(weight).all()
+            assert not torch.allclose(old, weight)
+            assert ((weight - 0.99 * old) * weight.grad).sum() < 0  # downhill

@@ -1,0 +1,245 @@
+"""The shape of the package: who may import whom, what an import costs, and that what is listed exists."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import fnmatch
+import graphlib
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hess_plugin
+
+ROOT = Path(hess_plugin.__file__).parents[1]
+PACKAGE = ROOT / "hess_plugin"
+KERNEL = ROOT / "kernels" / "torch-ext" / "hess_attention"
+
+# Unit (module, or folder with all in it) -> units of the package that it may import, from the ground up.
+MAY_IMPORT = {
+    "errors": "",
+    "config": "",
+    "files": "errors",
+    "geometry": "",
+    "kernels": "",
+    "sparsity": "",
+    "scores": "config errors",
+    "datasets": "config errors geometry",
+    "backbones": "config geometry",
+    "processor": "backbones config kernels sparsity",
+    "attention": "backbones processor",
+    "patch": "attention backbones config processor scores",
+    "sidecar": "config errors patch scores",  # patch: for a type only
+    "hub": "errors patch sidecar",
+    "auto": "hub",
+    "models": "errors geometry hub",
+    "calibration": "backbones config datasets errors geometry scores",  # never patch: the model is dense
+    "evaluation": "backbones config datasets errors geometry patch scores",
+    "plots": "errors geometry",
+    "tables": "scores",
+    "demo_results": "config datasets errors evaluation files geometry plots scores tables",
+    "demo": "config datasets demo_results errors evaluation files hub models patch scores sidecar tables",
+    "cli": "calibration config datasets demo demo_results errors evaluation files hub models patch plots "
+    "scores sidecar tables",
+    "__main__": "cli",
+}
+# Within a unit: metrics read numbers, never a model or a scene.
+METRICS = {name: {"errors", "geometry"} for name in ("evaluation.pose", "evaluation.mvs")}
+
+OPTIONAL = ("open3d", "faiss", "matplotlib", "trimesh", "plotly", "jinja2", "kernels")
+NETWORK = ("httpx", "httpx2", "huggingface_hub", "http", "requests", "socket", "urllib")
+MODEL_ATTRIBUTES = {"aggregator", "camera_head", "decoder", "depth_head", "frame_blocks", "global_blocks"}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Dotted name below the package and syntax tree of every module but the package's own `__init__`."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        if name != "__init__":
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Level (0: absolute) and dotted name of everything imported anywhere in a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.level, node.module
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.level, alias.name) for alias in node.names)
+
+
+def imported_units(name: str, tree: ast.Module) -> set[str]:
+    """Units of the package that a module imports, itself included."""
+    folder = name if (PACKAGE / name.replace(".", "/")).is_dir() else name.rpartition(".")[0]
+    units = set()
+    for level, imported in imports(tree):
+        if level:
+            parts = folder.split(".") if folder else []
+            units.add(".".join([*parts[: len(parts) - level + 1], imported]).split(".")[0])
+        elif imported.split(".")[0] == "hess_plugin":
+            units.add(imported.split(".")[1])
+    return units
+
+
+def run(code: str) -> str:
+    """Output of Python code in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class TestDirections:
+    def test_table_covers_the_package_and_has_no_circle(self):
+        assert {name.split(".")[0] for name, _ in modules()} == set(MAY_IMPORT), (
+            "place every unit in MAY_IMPORT"
+        )
+        order = list(MAY_IMPORT)
+        assert all(order.index(low) < order.index(unit) for unit in order for low in MAY_IMPORT[unit].split())
+        graphlib.TopologicalSorter({unit: below.split() for unit, below in MAY_IMPORT.items()}).prepare()
+
+    @pytest.mark.parametrize("name", list(dict(modules())))
+    def test_imports_go_down(self, name):
+        unit = name.split(".")[0]
+        allowed = METRICS.get(name, {unit, *MAY_IMPORT.get(unit, "").split()})
+        assert imported_units(name, dict(modules())[name]) <= allowed
+
+    def test_the_test_sees_imports(self):
+        """A rule that nothing could break would hold, too."""
+        code = (
+            "from ..patch import x\nfrom . import pose\nimport hess_plugin.hub\ndef f():\n  from ..a import c"
+        )
+        assert imported_units("evaluation.pose", ast.parse(code)) == {"patch", "evaluation", "hub", "a"}
+        code = "from .pose import x\nfrom .. import cli"
+        assert imported_units("evaluation", ast.parse(code)) == {"evaluation", "cli"}
+
+    def test_one_module_opens_the_network(self):
+        found = {
+            name
+            for name, tree in modules()
+            for _, imported in imports(tree)
+            if imported.split(".")[0] in NETWORK and imported != "huggingface_hub.dataclasses"
+        }
+        assert found == {"sidecar"}
+
+    def test_only_backbones_know_model_attributes(self):
+        found = {
+            (name, node.attr)
+            for name, tree in modules()
+            if name.split(".")[0] not in ("backbones", "models")
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr in MODEL_ATTRIBUTES
+        }
+        assert found == set()
+
+    @pytest.mark.parametrize("path", sorted(KERNEL.rglob("*.py")), ids=lambda path: path.stem)
+    def test_the_kernel_package_stands_alone(self, path):
+        tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+        allowed = sys.stdlib_module_names | {"torch", "triton"}
+        assert {name.split(".")[0] for level, name in imports(tree) if not level} <= allowed
+        depth = len(path.relative_to(KERNEL).parts)
+        assert all(level <= depth for level, _ in imports(tree))
+
+    def test_nothing_shadows_the_kernels_package(self):
+        assert not list(ROOT.glob("kernels/__init__.py")) + list(ROOT.glob("kernels/tests/__init__.py"))
+
+
+class TestImporting:
+    def test_package_costs_nothing(self):
+        code = "import hess_plugin, sys; print(hess_plugin.__version__, *sys.modules)"
+        loaded = {name.split(".")[0] for name in run(code).split()}
+        assert not loaded & {"torch", "numpy", "transformers", "huggingface_hub", "accelerate"}
+
+    def test_hub_and_auto_need_no_optional_package(self):
+        loaded = {
+            name.split(".")[0] for name in run("import hess_plugin.auto, sys; print(*sys.modules)").split()
+        }
+        assert not loaded & {*OPTIONAL, "transformers"}
+
+    def test_no_module_imports_optional_packages_or_patches_a_library(self):
+        """Every module in turn, except `auto`, whose purpose it is to hook imports."""
+        names = [f"hess_plugin.{name}" for name, _ in modules() if name not in ("auto", "__main__")]
+        code = f"""
+import importlib, sys
+import accelerate, huggingface_hub, torch, torch.nn.functional, transformers
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+watched = (
+    torch.nn.Module, torch.Tensor, torch.nn.functional,
+    AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel,
+    huggingface_hub.ModelHubMixin, huggingface_hub.PyTorchModelHubMixin, huggingface_hub.hub_mixin,
+)
+before = [dict(vars(each)) for each in watched]
+hooks, loaded = list(sys.meta_path), set(sys.modules)
+for name in {names}:
+    importlib.import_module(name)
+changed = [each for each, was in zip(watched, before) if any(vars(each).get(k) is not was[k] for k in was)]
+optional = [name for name in {OPTIONAL} if name in set(sys.modules) - loaded]
+print(changed, optional, [hook for hook in sys.meta_path if hook not in hooks])
+"""
+        assert run(code).split("\n")[-2] == "[] [] []"
+
+    def test_auto_adds_one_finder(self):
+        code = """
+import sys
+hooks = list(sys.meta_path)
+import hess_plugin.auto
+added = [hook for hook in sys.meta_path if hook not in hooks]
+hess_plugin.auto.disable()
+print([type(hook).__module__ for hook in added], sys.meta_path == hooks)
+"""
+        assert run(code).split("\n")[-2] == "['hess_plugin.auto'] True"
+
+
+class TestPackaging:
+    def test_public_names(self):
+        for name in hess_plugin.__all__:
+            assert getattr(hess_plugin, name) is not None
+        assert set(hess_plugin.__all__) <= set(dir(hess_plugin))
+        with pytest.raises(AttributeError, match="has no attribute 'apply'; public names: CalibrationConfig"):
+            _ = hess_plugin.apply
+
+    def test_types_are_declared_for_every_public_name(self):
+        tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+        block = next(node for node in tree.body if isinstance(node, ast.If))
+        declared = {
+            alias.asname: node.module
+            for node in block.body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        assert declared == hess_plugin._HOME
+
+    def test_version(self):
+        assert (
+            hess_plugin.__version__
+            == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+        )
+
+    def test_package_list_is_the_folder_tree(self):
+        """A package that is not listed works in an editable install and is missing in the wheel."""
+        setup = configparser.ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        listed = setup["options"]["packages"].split()
+        folders = dict(line.split(" = ") for line in setup["options"]["package_dir"].strip().split("\n"))
+        mapped = {name: ROOT / folder for name, folder in folders.items() if name != "hess_plugin"}
+        own = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("*.py")}
+        assert listed == sorted(own | set(mapped))
+        for name in listed:
+            assert (mapped.get(name, ROOT / name.replace(".", "/")) / "__init__.py").is_file(), name
+
+    def test_every_asset_is_shipped(self):
+        setup = configparser.ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        patterns = setup["options.package_data"]["hess_plugin"].split()
+        for path in PACKAGE.rglob("*"):
+            name = path.relative_to(PACKAGE).as_posix()
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                depth = name.count("/")
+                fitting = [p for p in patterns if p.count("/") == depth and fnmatch.fnmatch(name, p)]
+                assert fitting, f"{name} is in no pattern of package_data"

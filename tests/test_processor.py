@@ -1,0 +1,358 @@
+"""The whole step of one layer: which blocks it selects, and what it computes with them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from hess_plugin.kernels.hess_attention import block_mask
+from torch import Tensor
+from torch.nn import functional as F
+
+from hess_plugin.backbones.base import TokenLayout
+from hess_plugin.config import HeSSConfig
+from hess_plugin.processor import HeSSAttentionProcessor, select
+
+SMALL = HeSSConfig(q_block_size=16, kv_block_size=8)  # several blocks in few tokens
+WEIGHTS = (0.5, 0.02, 0.2, 0.28)
+# Patches per view: odd, not a multiple of the blocks, one view, no special tokens.
+LAYOUTS = [
+    TokenLayout(3, 5, (5, 7)),
+    TokenLayout(4, 5, (4, 8)),
+    TokenLayout(1, 5, (3, 5)),
+    TokenLayout(2, 1, (9, 9)),
+    TokenLayout(2, 0, (5, 5)),
+]
+
+
+def tokens(layout: TokenLayout, batch: int = 1, heads: int = 4, seed: int = 0, scale: float = 2.0) -> Tensor:
+    """q, k, v stacked: [3, B, H, T, D] float64; a scale above 1 makes attention peaked."""
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(
+        3, batch, heads, layout.num_tokens, 8, generator=generator, dtype=torch.float64
+    )
+
+
+def is_special(layout: TokenLayout) -> Tensor:
+    """[T] bool."""
+    return (torch.arange(layout.num_tokens) % layout.tokens_per_view) < layout.num_special_tokens
+
+
+def patches(x: Tensor, layout: TokenLayout) -> Tensor:
+    return x[..., ~is_special(layout), :]
+
+
+def block_map(q: Tensor, k: Tensor, weights: tuple[float, ...] | None, config: HeSSConfig) -> Tensor:
+    selection = select(q, k, weights, config)
+    return block_mask(selection.kv_num_blocks, selection.kv_indices, -(-q.shape[2] // config.kv_block_size))
+
+
+def expected_output(
+    qkv: Tensor, layout: TokenLayout, weights: tuple[float, ...], config: HeSSConfig
+) -> Tensor:
+    """Masked dense attention over all tokens in their own order: special rows and columns fully visible."""
+    q, k, v = qkv
+    blocks = block_map(patches(q, layout), patches(k, layout), weights, config)
+    number = (~is_special(layout)).cumsum(0) - 1  # index of a token among the patches
+    rows, columns = number // config.q_block_size, number // config.kv_block_size
+    special = is_special(layout)
+    mask = blocks[:, :, rows.clamp(min=0)][..., columns.clamp(min=0)] | special[:, None] | special
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+# The output.
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(SMALL, sparse_ratio=0.0),
+        replace(SMALL, sparse_ratio=0.0, allocation="uniform"),
+        replace(SMALL, sparse_ratio=0.0, allocation="reverse", cdf_rule="sparse-vggt"),
+        HeSSConfig(sparse_ratio=0.0),
+        replace(SMALL, sparse_ratio=1.0, cdf_threshold=1.0),
+    ],
+)
+def test_density_one_is_dense_attention(layout: TokenLayout, config: HeSSConfig) -> None:
+    qkv = tokens(layout, batch=2, scale=1.0)
+    processor = HeSSAttentionProcessor(WEIGHTS, config)
+    torch.testing.assert_close(
+        processor(*qkv, layout), F.scaled_dot_product_attention(*qkv), rtol=1e-12, atol=1e-12
+    )
+    assert (processor.kept_blocks == processor.num_blocks).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("allocation", ["hess", "uniform", "reverse"])
+def test_output_is_masked_attention(layout: TokenLayout, allocation: str) -> None:
+    config = replace(SMALL, sparse_ratio=0.7, cdf_threshold=0.5, allocation=allocation)
+    qkv = tokens(layout, batch=2)
+    processor = HeSSAttentionProcessor(WEIGHTS, config)
+    out = processor(*qkv, layout)
+    torch.testing.assert_close(out, expected_output(qkv, layout, WEIGHTS, config), rtol=1e-12, atol=1e-12)
+    blocks = block_map(patches(qkv[0], layout), patches(qkv[1], layout), WEIGHTS, config)
+    assert torch.equal(processor.kept_blocks, blocks.sum((-2, -1)))
+    assert processor.num_blocks == blocks[0, 0].numel()
+    if layout.num_views > 1:
+        assert not blocks.all()
+
+
+@pytest.mark.parametrize(
+    "layout", [TokenLayout(3, 5, (5, 7)), TokenLayout(13, 5, (3, 5))]
+)  # patches % 64 != 0
+def test_special_tokens_are_attended_both_ways(layout: TokenLayout) -> None:
+    config = HeSSConfig(
+        sparse_ratio=1.0, cdf_threshold=0.0, allocation="uniform", q_block_size=32, kv_block_size=16
+    )
+    processor = HeSSAttentionProcessor(None, config)
+    q, k, v = (x.requires_grad_() for x in tokens(layout, scale=1.0))
+    out = processor(q, k, v, layout)
+    special = is_special(layout)
+    for query in (0, layout.tokens_per_view - 1, layout.num_tokens - 1):  # one special, two patch queries
+        # v's gradient through one query is that query's attention to every token.
+        attention = torch.autograd.grad(out[0, :, query].sum(), v, retain_graph=True)[0][0, ..., 0]
+        assert (attention[:, special] > 0).all()
+        patch_share = (attention[:, ~special] > 0).double().mean()
+        assert patch_share == 1 if special[query] else 0 < patch_share < 0.5
+
+
+def test_batch_is_its_items() -> None:
+    layout = TokenLayout(3, 5, (5, 7))
+    qkv = tokens(layout, batch=2)
+    processor = HeSSAttentionProcessor(WEIGHTS, replace(SMALL, sparse_ratio=0.8, cdf_threshold=0.6))
+    both = processor(*qkv, layout)
+    kept = processor.kept_blocks
+    assert not torch.equal(kept[0], kept[1])
+    for item in range(2):
+        alone = processor(*qkv[:, item : item + 1], layout)
+        torch.testing.assert_close(alone, both[item : item + 1], rtol=1e-12, atol=1e-12)
+        assert torch.equal(processor.kept_blocks, kept[item : item + 1])
+
+
+def test_dense_below_tokens() -> None:
+    layout = TokenLayout(3, 5, (5, 7))
+    qkv = tokens(layout, batch=2)
+    config = replace(SMALL, sparse_ratio=0.9, cdf_threshold=0.0, dense_below_tokens=layout.num_tokens + 1)
+    processor = HeSSAttentionProcessor(WEIGHTS, config)
+    assert torch.equal(processor(*qkv, layout), F.scaled_dot_product_attention(*qkv))
+    assert processor.num_blocks == 7 * 14
+    assert processor.kept_blocks.tolist() == [[7 * 14] * 4] * 2
+    processor = HeSSAttentionProcessor(WEIGHTS, replace(config, dense_below_tokens=layout.num_tokens))
+    processor(*qkv, layout)
+    assert (processor.kept_blocks < processor.num_blocks).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision(dtype: torch.dtype) -> None:
+    layout = TokenLayout(3, 5, (5, 7))
+    qkv = tokens(layout, scale=1.0).to(dtype)
+    config = replace(SMALL, sparse_ratio=0.0)
+    truth = F.scaled_dot_product_attention(*qkv.double())
+    allowed = (F.scaled_dot_product_attention(*qkv).double() - truth).abs().max()
+    out = HeSSAttentionProcessor(WEIGHTS, config)(*qkv, layout)
+    assert out.dtype == dtype
+    assert (out.double() - truth).abs().max() <= 2 * allowed
+
+
+def test_autocast_takes_mixed_dtypes() -> None:
+    layout = TokenLayout(3, 5, (5, 7))
+    q, k, v = tokens(layout).float()
+    processor = HeSSAttentionProcessor(WEIGHTS, replace(SMALL, sparse_ratio=0.7, cdf_threshold=0.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = processor(q, k, v.bfloat16(), layout)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, processor(q.bfloat16(), k.bfloat16(), v.bfloat16(), layout))
+
+
+def test_gradients_flow_through_the_selected_blocks() -> None:
+    layout = TokenLayout(2, 1, (4, 4))
+    qkv = tokens(layout, scale=1.0)
+    config = replace(SMALL, sparse_ratio=0.5, cdf_threshold=0.0)
+    ours, masked = qkv.clone().requires_grad_(), qkv.clone().requires_grad_()
+    upstream = torch.randn(qkv[0].shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    (HeSSAttentionProcessor(WEIGHTS, config)(*ours, layout) * upstream).sum().backward()
+    (expected_output(masked, layout, WEIGHTS, config) * upstream).sum().backward()
+    torch.testing.assert_close(ours.grad, masked.grad, rtol=1e-10, atol=1e-12)
+
+
+# The selection.
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("ratio", "threshold"), [(0.5, 0.0), (0.8, 0.4), (1.0, 0.9)])
+def test_allocations_spend_the_same_total(layout: TokenLayout, ratio: float, threshold: float) -> None:
+    q, k, _ = patches(tokens(layout, batch=2), layout)
+    config = replace(SMALL, sparse_ratio=ratio, cdf_threshold=threshold)
+    totals = [
+        select(q, k, WEIGHTS, replace(config, allocation=allocation)).kv_num_blocks.sum((1, 2))
+        for allocation in ("hess", "uniform", "reverse")
+    ]
+    assert torch.equal(totals[0], totals[1])
+    assert torch.equal(totals[0], totals[2])
+
+
+def test_budgets_follow_the_scores() -> None:
+    layout = TokenLayout(6, 5, (6, 7))
+    q, k, _ = patches(tokens(layout), layout)
+    config = replace(SMALL, sparse_ratio=0.8, cdf_threshold=0.0)
+    kept = {
+        allocation: select(q, k, WEIGHTS, replace(config, allocation=allocation))
+        .kv_num_blocks.sum(-1)[0]
+        .tolist()
+        for allocation in ("hess", "reverse")
+    }
+    ranked = sorted(range(4), key=lambda head: WEIGHTS[head])
+    assert sorted(kept["hess"]) == [kept["hess"][head] for head in ranked]
+    assert len(set(kept["hess"])) == 4
+    # The head of rank r gets what the head of rank H - 1 - r would have had.
+    assert [kept["reverse"][head] for head in ranked] == [kept["hess"][head] for head in reversed(ranked)]
+
+
+def test_selection_permutes_with_the_heads() -> None:
+    layout = TokenLayout(6, 5, (6, 7))
+    q, k, _ = patches(tokens(layout), layout)
+    config = replace(SMALL, sparse_ratio=0.8, cdf_threshold=0.6)
+    order = [2, 0, 3, 1]
+    permuted = block_map(q[:, order], k[:, order], tuple(WEIGHTS[h] for h in order), config)
+    assert torch.equal(permuted, block_map(q, k, WEIGHTS, config)[:, order])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("ratio", [0.3, 0.75, 0.9, 1.0])
+def test_equal_scores_give_the_uniform_masks(layout: TokenLayout, ratio: float) -> None:
+    q, k, _ = patches(tokens(layout, batch=2), layout)
+    config = replace(SMALL, sparse_ratio=ratio, cdf_threshold=0.0)
+    uniform = block_map(q, k, None, replace(config, allocation="uniform"))
+    for allocation in ("hess", "reverse"):
+        assert torch.equal(block_map(q, k, (0.25,) * 4, replace(config, allocation=allocation)), uniform)
+
+
+def test_equal_scores_under_a_threshold_give_equal_budgets() -> None:
+    layout = TokenLayout(6, 5, (6, 7))
+    q, k, _ = patches(tokens(layout), layout)
+    config = replace(SMALL, sparse_ratio=1.0, cdf_threshold=0.9)
+    uniform = select(q, k, None, replace(config, allocation="uniform")).kv_num_blocks.sum(-1)
+    equal = select(q, k, (0.25,) * 4, config).kv_num_blocks.sum(-1)
+    assert uniform.max() - uniform.min() > 1  # here heads differ in their baselines
+    assert equal.max() - equal.min() <= 1
+    assert equal.sum() == uniform.sum()
+
+
+def test_a_single_head_keeps_its_uniform_rows() -> None:
+    layout = TokenLayout(6, 5, (6, 7))
+    q, k, _ = patches(tokens(layout, heads=1), layout)
+    config = replace(SMALL, sparse_ratio=1.0, cdf_threshold=0.9)
+    uniform = block_map(q, k, None, replace(config, allocation="uniform"))
+    assert len(uniform.sum(-1).unique()) > 1
+    assert torch.equal(block_map(q, k, (1.0,), config), uniform)
+
+
+@pytest.mark.parametrize("allocation", ["hess", "uniform", "reverse"])
+def test_more_budget_never_removes_a_block(allocation: str) -> None:
+    layout = TokenLayout(5, 5, (5, 7))
+    q, k, _ = patches(tokens(layout, batch=2), layout)
+    config = replace(SMALL, cdf_threshold=0.0, allocation=allocation)
+    previous = block_map(q, k, WEIGHTS, replace(config, sparse_ratio=1.0))
+    for kept in range(2, previous.shape[-1] + 1):
+        mask = block_map(q, k, WEIGHTS, replace(config, sparse_ratio=1 - kept / previous.shape[-1]))
+        assert (mask | ~previous).all()
+        assert mask.sum() > previous.sum()
+        previous = mask
+    assert previous.all()
+
+
+def test_uniform_keeps_the_sparse_vggt_counts() -> None:
+    layout = TokenLayout(6, 5, (6, 7))
+    q, k, _ = patches(tokens(layout), layout)
+    config = replace(SMALL, sparse_ratio=0.8, cdf_threshold=0.6, allocation="uniform", cdf_rule="sparse-vggt")
+    blocks = block_map(q, k, None, config)
+    pooled_q = torch.stack([x.mean(2) for x in q.split(16, dim=2)], dim=2)
+    pooled_k = torch.stack([x.mean(2) for x in k.split(8, dim=2)], dim=2)
+    probs = (pooled_q @ pooled_k.transpose(-2, -1) / 8**0.5).softmax(-1)
+    ranked = probs.sort(-1, descending=True)
+    cumulative = ranked.values.cumsum(-1)
+    by_mass = torch.searchsorted(
+        cumulative, torch.full((*probs.shape[:-1], 1), 0.6 + 1e-5).double(), right=True
+    )
+    counts = by_mass.clamp(min=int(probs.shape[-1] * 0.2), max=probs.shape[-1]).clamp(min=1)
+    expected = torch.zeros_like(blocks).scatter(
+        -1, ranked.indices, torch.arange(probs.shape[-1]).expand_as(probs) < counts
+    )
+    assert torch.equal(blocks, expected)
+
+
+# Bad input, copies.
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("tensor", [0, 1])
+@pytest.mark.parametrize("token", [0, -1])  # a special and a patch token
+@pytest.mark.parametrize("dense_below", [0, 10_000])
+def test_non_finite_input_is_refused(value: float, tensor: int, token: int, dense_below: int) -> None:
+    layout = TokenLayout(3, 5, (5, 7))
+    qkv = tokens(layout)
+    qkv[tensor, 0, 1, token, 2] = value
+    processor = HeSSAttentionProcessor(WEIGHTS, replace(SMALL, dense_below_tokens=dense_below))
+    with pytest.raises(ValueError, match="contains NaN or infinity; check that the images are finite"):
+        processor(*qkv, layout)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (None, "allocation 'hess' needs head_weights, got None"),
+        ((1.0, float("nan")), "must be finite, >= 0 and not all zero"),
+        ((1.0, float("inf")), "must be finite"),
+        ((1.0, -0.1), "must be finite, >= 0"),
+        ((0.0, 0.0), "not all zero"),
+        ((), "not all zero"),
+    ],
+)
+def test_bad_weights_are_refused(weights: tuple[float, ...] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HeSSAttentionProcessor(weights, SMALL)
+
+
+def test_mismatches_name_both_sides() -> None:
+    layout = TokenLayout(3, 5, (5, 7))
+    qkv = tokens(layout)
+    with pytest.raises(ValueError, match="head_weights has 3 entries, q has 4 heads"):
+        HeSSAttentionProcessor((1.0, 2.0, 3.0), SMALL)(*qkv, layout)
+    with pytest.raises(
+        ValueError, match=r"q has shape \[1, 4, 120, 8\], the layout has 4 views of 40 tokens"
+    ):
+        HeSSAttentionProcessor(WEIGHTS, SMALL)(*qkv, TokenLayout(4, 5, (5, 7)))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("used", [False, True])
+def test_copies_are_equal_and_independent(duplicate, used: bool) -> None:  # type: ignore[no-untyped-def]
+    layout = TokenLayout(3, 5, (5, 7))
+    qkv = tokens(layout)
+    processor = HeSSAttentionProcessor(WEIGHTS, replace(SMALL, sparse_ratio=0.8, cdf_threshold=0.0))
+    if used:
+        processor(*qkv, layout)
+    other = duplicate(processor)
+    assert torch.equal(other(*qkv, layout), processor(*qkv, layout))
+    assert torch.equal(other.kept_blocks, processor.kept_blocks)
+    kept = processor.kept_blocks.clone()
+    other(*qkv[:, :, :, : layout.tokens_per_view], replace(layout, num_views=1))
+    assert torch.equal(processor.kept_blocks, kept)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_selection_never_waits_for_the_gpu() -> None:
+    layout = TokenLayout(6, 5, (6, 7))
+    q, k, _ = patches(tokens(layout), layout).cuda()
+    config = replace(SMALL, sparse_ratio=0.8, cdf_threshold=0.6)
+    expected = select(q.cpu(), k.cpu(), WEIGHTS, config)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        selection = select(q, k, WEIGHTS, config)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(selection.kv_indices.cpu(), expected.kv_indices)
