@@ -58,7 +58,7 @@ class HeSSConfig(_Checked):
     scores: Any = True  # every form that `hess=` accepts: True, alias, repository, path or HeadScores
     sparse_ratio: float = 0.5  # ρ: each row keeps at least ⌊Mk(1-ρ)⌋ blocks; 1 leaves only `cdf_threshold`
     cdf_threshold: float = 0.9  # τ: each row keeps the blocks that cover this probability; 0 leaves only ρ
-    allocation: Allocation = "hess"  # "uniform" is SparseVGGT; "reverse" gives the most to the least sensitive
+    allocation: Allocation = "hess"  # "uniform": SparseVGGT; "reverse": the least sensitive head gets most
     camera_weight: float | None = None  # λ of Eq. 9; None takes the value recommended in the sidecar
     cdf_rule: CdfRule = "cover"  # "sparse-vggt" stops one block before τ is reached, as the public code does
     q_block_size: int = 128  # patch queries per block

@@ -46,7 +46,7 @@ class DemoSettings:
     out: Path = Path("hess-demo")
     images: Path | None = None  # folder of photos; None takes synthetic scenes and the embedded photos
     model: str = str(EMBEDDED_MODEL)  # folder or repository of a VGGT checkpoint
-    hess: Any = None  # every form of `hess=`; None takes the sidecar beside the weights
+    hess: Any = None  # every form of `hess=`; None: what lies beside the weights
     density: float = 0.5  # share of attended blocks
     views: int = 16  # at most this many photos a scene, evenly spaced
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")

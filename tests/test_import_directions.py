@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "hub": "errors patch sidecar",
     "auto": "hub",
     "models": "errors geometry hub",
-    "calibration": "backbones config datasets errors geometry scores",  # never patch: the model is dense
+    "calibration": "backbones config datasets errors geometry models scores",  # never patch: dense
     "evaluation": "backbones config datasets errors geometry patch scores",
     "plots": "errors geometry",
     "tables": "scores",
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "cli": "calibration config datasets demo demo_results errors evaluation files hub models patch plots "
     "scores sidecar tables",
     "__main__": "cli",
+    "calibrate": "cli",
 }
 # Within a unit: metrics read numbers, never a model or a scene.
 METRICS = {name: {"errors", "geometry"} for name in ("evaluation.pose", "evaluation.mvs")}

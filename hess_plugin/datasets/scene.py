@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +57,7 @@ class Scene:
         """The scene on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
-    def _map(self, function) -> Scene:  # type: ignore[no-untyped-def]
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
-        return replace(self, **{key: None if t is None else function(t) for key, t in tensors.items()})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Scene:
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        changed: dict[str, Any] = {key: None if t is None else function(t) for key, t in known.items()}
+        return replace(self, **changed)
