@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -12,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
-from transformers.utils import logging
 
 from .config import HeSSConfig
 from .datasets import Scene, load_scene, synthetic_scene
@@ -25,6 +21,7 @@ from .errors import InputError, input_errors
 from .evaluation.compare import Reference, compare
 from .evaluation.predict import Prediction, predict
 from .files import staged_folder
+from .loading import load_vggt, memory_errors
 from .models import VggtConfig, VggtImageProcessor, VggtModel
 from .patch import apply_hess
 from .scores import HeadScores
@@ -34,6 +31,10 @@ EMBEDDED_MODEL = ASSETS / "tiny_vggt"
 EMBEDDED_PHOTOS = ASSETS / "hololens_office"
 # Training draws its scenes from seeds of 2^32 and above, calibration and examination from small ones.
 TEST_SEEDS = (1_000_003, 1_000_000, 1_000_001)
+PHOTOS_NOTE = (
+    "The embedded model has seen procedural scenes only: on photos its reconstructions show that everything "
+    "runs, not what VGGT can do."
+)
 METHODS = ("dense", "uniform", "hess")
 MIN_VIEWS = 3  # a similarity of camera centres needs three
 CAMERAS_FILE = "cameras.json"  # in a scene folder with known cameras and depth
@@ -46,7 +47,7 @@ class DemoSettings:
     out: Path = Path("hess-demo")
     images: Path | None = None  # folder of photos; None takes synthetic scenes and the embedded photos
     model: str = str(EMBEDDED_MODEL)  # folder or repository of a VGGT checkpoint
-    hess: Any = None  # every form of `hess=`; None: what lies beside the weights
+    hess: Any = None  # every form of `hess=`; None takes the scores beside the weights
     density: float = 0.5  # share of attended blocks
     views: int = 16  # at most this many photos a scene, evenly spaced
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
@@ -69,13 +70,16 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     for module in ("matplotlib", "trimesh"):
         if find_spec(module) is None:  # said now, not when the results are to be drawn
             raise InputError(f'the demo needs {module}; pip install "hess-plugin[demo]".')
-    with staged_folder(settings.out) as folder, memory_errors(settings):
+    with staged_folder(settings.out) as folder, memory_errors(settings.device, settings.views):
         # Photos come first: a bad one should not be found after a long download of weights.
         photos = pick_photos(settings)
         scenes = load_scenes(settings, photos, load_processor(settings.model))
         model, scores = load_model(settings)
         results = reconstruct(model, scores, scenes, settings.density)
-        summary = summarise(results) | {
+        summary = summarise(results)
+        if settings.model == str(EMBEDDED_MODEL) and any(result.kind != "synthetic" for result in results):
+            summary["notes"].append(PHOTOS_NOTE)
+        summary |= {
             "photos": [photo.name for photo in photos],  # in the order of the views
             "settings": _describe(settings),
             "versions": _versions(),
@@ -83,32 +87,19 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         with input_errors(OSError, prefix=f"cannot write results for {settings.out}: "):
             for result in tqdm(results, desc="Writing", unit="scene", disable=None, leave=False):
                 write_scene(folder / result.scene.name, result)
-            write_sheet(folder / "contact_sheet.png", results, scores, settings.density)
+            write_sheet(folder / "contact_sheet.png", results, scores, settings.density, summary["notes"])
             write_summary(folder, summary)
     return summary
 
 
 def load_model(settings: DemoSettings) -> tuple[VggtModel, HeadScores]:
     """The dense model in float32 on the device of the settings, and its scores."""
-    hess = True if settings.hess is None else settings.hess
-    kinds = (OSError, ValueError, RuntimeError, SafetensorError)  # no such model, scores, shapes, broken file
-    with input_errors(*kinds), memory_errors(settings), _quiet_transformers():
-        loaded: Any = VggtModel.from_pretrained(
-            settings.model, hess=hess, dtype=torch.float32, output_loading_info=True
-        )
-    model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
-    if missing:
-        raise InputError(
-            f"{settings.model} is no VGGT checkpoint: it lacks {len(missing)} tensors of VggtModel, among "
-            f"them {missing[0]!r}; give --model a folder or repository of one."
-        )
-    scores = model.hess.scores
-    model.hess.remove()
-    with (
-        input_errors(RuntimeError, AssertionError, prefix=f"cannot use the device {settings.device!r}: "),
-        memory_errors(settings),
-    ):
-        return model.to(settings.device).eval(), scores
+    embedded = settings.model == str(EMBEDDED_MODEL)
+    beside: Any = "synthetic" if embedded else True
+    model = load_vggt(settings.model, settings.device, beside if settings.hess is None else settings.hess)
+    handle: Any = model.hess
+    handle.remove()
+    return model, handle.scores
 
 
 def load_processor(model: str) -> VggtImageProcessor:
@@ -183,35 +174,6 @@ def _predict(model: nn.Module, scores: HeadScores, scene: Scene, method: str, de
     config = HeSSConfig(sparse_ratio=1 - density, cdf_threshold=0.0, allocation=method)  # type: ignore[arg-type]
     with apply_hess(model, scores, config) as handle:
         return predict(model, scene, handle)
-
-
-@contextmanager
-def memory_errors(settings: DemoSettings) -> Iterator[None]:
-    """Turn every form in which memory runs out into one line that says what to change."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and "can't allocate memory" not in str(error):  # what the CPU allocator says
-            raise
-        raise InputError(
-            f"too little memory on {settings.device} for {settings.views} views a scene; "
-            "use fewer (--views) or another device (--device)."
-        ) from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No loading bars and reports: the demo has bars of its own, and says in one line what does not load."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _describe(settings: DemoSettings) -> dict[str, Any]:

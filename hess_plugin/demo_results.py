@@ -189,8 +189,10 @@ def write_cameras(path: Path, placed: _Placed, scene: Scene) -> None:
     path.write_text(json.dumps(cameras, indent=1) + "\n")
 
 
-def write_sheet(path: Path, results: Sequence[SceneResult], scores: HeadScores, density: float) -> None:
-    """Draw the first scene of each kind, and the scores, as one PNG."""
+def write_sheet(
+    path: Path, results: Sequence[SceneResult], scores: HeadScores, density: float, notes: Sequence[str]
+) -> None:
+    """Draw the first scene of each kind, the scores, and what a reader must know, as one PNG."""
     firsts = {result.kind: result for result in reversed(results)}
     blocks = [_block(result) for result in reversed(firsts.values())]
     info = scores.info
@@ -204,6 +206,7 @@ def write_sheet(path: Path, results: Sequence[SceneResult], scores: HeadScores, 
         "in red. The least confident 20 % of the points and those at depth edges are left out.\n"
         "Depth maps: bright is near, one range of colours per scene, grey is unknown."
     )
+    caption = "\n".join([caption, *notes])
     shares = {"camera": scores.weights(camera_weight=1.0), "points": scores.weights(camera_weight=0.0)}
     save(contact_sheet(title, subtitle, caption, blocks, shares), path)
 

@@ -38,12 +38,13 @@ MAY_IMPORT = {
     "hub": "errors patch sidecar",
     "auto": "hub",
     "models": "errors geometry hub",
-    "calibration": "backbones config datasets errors geometry models scores",  # never patch: dense
+    "loading": "errors models",
+    "calibration": "backbones config datasets errors geometry loading models scores",  # never patch
     "evaluation": "backbones config datasets errors geometry patch scores",
     "plots": "errors geometry",
     "tables": "scores",
     "demo_results": "config datasets errors evaluation files geometry plots scores tables",
-    "demo": "config datasets demo_results errors evaluation files hub models patch scores sidecar tables",
+    "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables",
     "cli": "calibration config datasets demo demo_results errors evaluation files hub models patch plots "
     "scores sidecar tables",
     "__main__": "cli",

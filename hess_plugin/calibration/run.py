@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 
 from ..config import CalibrationConfig
 from ..datasets import Scene, load_scene, synthetic_scene
 from ..errors import InputError, input_errors
+from ..loading import load_vggt, memory_errors
 from ..models import VggtModel
-from ..scores import HeadScores
+from ..scores import CONFIG_FILE, HeadScores
 from .fisher import calibrate
 
 DATASETS = ("synthetic", "folder")
@@ -28,7 +30,7 @@ class CalibrationRun:
     dataset: str  # one of DATASETS
     out: Path  # folder for the sidecar
     root: Path | None = None  # of the dataset "folder": one folder per scene, each with a cameras.json
-    config: CalibrationConfig = CalibrationConfig()
+    config: CalibrationConfig = field(default_factory=CalibrationConfig)
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
 
     def __post_init__(self) -> None:
@@ -44,11 +46,28 @@ def run_calibration(run: CalibrationRun) -> HeadScores:
     Raises:
         InputError: the model, the dataset or the settings cannot be used.
     """
-    with input_errors(OSError, ValueError):
-        model = VggtModel.from_pretrained(run.model, dtype=torch.float32).to(run.device)
-        scores = calibrate(model, _scenes(run, model), run.config, dataset=run.dataset, base_model=run.model)
-        scores.save(run.out)
+    _check_out(run.out)
+    model = load_vggt(run.model, run.device)
+    with input_errors(ValueError), memory_errors(run.device, run.config.num_views):
+        scores = calibrate(
+            model,
+            _scenes(run, model),
+            run.config,
+            dataset=run.dataset,
+            base_model=run.model,
+            base_revision=getattr(model.config, "_commit_hash", None),
+        )
+    scores.save(run.out)
     return scores
+
+
+def _check_out(out: Path) -> None:
+    """Find out before the work that its result can be written, and would replace nothing."""
+    if (out / CONFIG_FILE).exists():
+        raise InputError(f"{out} holds scores already; remove them or choose another --out.")
+    with input_errors(OSError, prefix=f"cannot write to {out}: "):
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
 
 
 def _scenes(run: CalibrationRun, model: VggtModel) -> Iterator[Scene]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WIDTH, MARGIN, GAP = 1600, 40, 18  # pixels
 CLOUD_ASPECT = 1.2  # width over height of a cloud picture; viewpoints should use it
 NUM_DEPTH_MAPS = 3
-HEADER, BLOCK_HEAD, BLOCK_FOOT, SCORES, FOOTER = 96, 84, 36, 300, 62  # heights, pixels
+HEADER, BLOCK_HEAD, BLOCK_FOOT, SCORES, CAPTION_LINE = 96, 84, 36, 300, 20  # heights, pixels
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def contact_sheet(
         scores: "camera" and "points" [L, H] for the heat maps at the bottom; None leaves them out.
     """
     heights = [_block_height(block) for block in blocks]
-    total = HEADER + sum(heights) + (SCORES if scores else 0) + FOOTER
+    footer = 22 + CAPTION_LINE * (1 + caption.count("\n"))
+    total = HEADER + sum(heights) + (SCORES if scores else 0) + footer
     canvas = _Canvas(WIDTH, round(total))
     canvas.text(MARGIN, 26, title, 19, bold=True)
     canvas.text(MARGIN, 60, subtitle, 11, FAINT)
@@ -87,7 +88,7 @@ def contact_sheet(
         top += height
     if scores:
         _draw_scores(canvas, scores, top)
-    canvas.text(MARGIN, total - FOOTER + 4, caption, 9, FAINT)
+    canvas.text(MARGIN, total - footer + 4, caption, 9, FAINT)
     return canvas.figure
 
 

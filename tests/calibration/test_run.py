@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from doubles import tiny_native_vggt
+from safetensors.torch import load_file, save_file
 
 from hess_plugin.cli import main
 from hess_plugin.scores import HeadScores
@@ -44,6 +45,8 @@ def test_writes_a_sidecar_beside_the_weights(model: Path, capsys: pytest.Capture
         (["--dataset", "synthetic", "--root", "."], "--root is the folder of scenes"),
         (["--dataset", "synthetic", "--num-views", "0"], "num_views must be an integer of at least 1"),
         (["--dataset", "folder", "--root", "EMPTY"], "holds no scene"),
+        (["--dataset", "synthetic", "--device", "quux"], "cannot use the device 'quux'"),
+        (["--dataset", "synthetic", "--out", "/proc/nowhere"], "cannot write to /proc/nowhere"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -55,7 +58,26 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("hess calibrate: ")
     assert message in error
-    assert not (tmp_path / "scores").exists()
+    assert not (tmp_path / "scores" / "hess_config.json").exists()
+
+
+def test_earlier_scores_are_left_alone(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = model / "hess" / "synthetic"
+    out.mkdir(parents=True)
+    (out / "hess_config.json").write_text("{}")
+    assert main(calibrate(model, out, "--dataset", "synthetic")) == 2
+    assert "holds scores already" in capsys.readouterr().err
+    assert (out / "hess_config.json").read_text() == "{}"
+
+
+def test_incomplete_checkpoint_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(model / "model.safetensors")
+    partial = {name: value for name, value in weights.items() if "global_blocks" not in name}
+    save_file(partial, model / "model.safetensors", metadata={"format": "pt"})
+    assert main(calibrate(model, tmp_path / "scores", "--dataset", "synthetic")) == 2
+    assert "is no VGGT checkpoint: it lacks" in capsys.readouterr().err
 
 
 def test_runs_as_a_module() -> None:
