@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ class LayoutRecorder:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         images = self.backbone.images(args, kwargs)
         self.layout = TokenLayout.from_images(images, self.num_special_tokens, self.patch_size)
+        # Once per pass, before any layer: on a GPU the layers themselves can only abort, not explain.
+        if not torch.compiler.is_compiling() and not bool(images.isfinite().all()):
+            raise ValueError("images contain NaN or infinity; check how they were read and scaled to [0, 1].")
 
 
 class HeSSAttention(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Self
 
 Allocation = Literal["hess", "uniform", "reverse"]
@@ -28,7 +29,7 @@ class _Checked:
     def _in_unit_interval(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            if value is not None and not (isinstance(value, Real) and 0 <= float(value) <= 1):
                 raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
 
     def _positive_int(self, *names: str, at_least: int = 1) -> None:
@@ -40,7 +41,7 @@ class _Checked:
     def _positive(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value > 0 or math.isinf(value):
+            if not isinstance(value, Real) or not 0 < float(value) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
     def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
@@ -50,7 +51,7 @@ class _Checked:
 
 @dataclass(frozen=True)
 class HeSSConfig(_Checked):
-    """How global attention is made sparse. Defaults: the middle setting of the paper's Table 2.
+    """How global attention is made sparse. Defaults: the milder setting of the paper's Table 2.
 
     `density` of a run is measured, not set: with `cdf_threshold=0` it is `1 - sparse_ratio` up to rounding.
     """
@@ -74,7 +75,8 @@ class HeSSConfig(_Checked):
         self._one_of("backend", ("auto", "reference"))
         self._positive_int("q_block_size", "kv_block_size")
         self._positive_int("dense_below_tokens", at_least=0)
-        if not all(isinstance(layer, int) and layer >= 0 for layer in self.dense_layers):
+        layers = self.dense_layers
+        if not isinstance(layers, tuple | list) or not all(isinstance(n, int) and n >= 0 for n in layers):
             raise ValueError(f"dense_layers must be indices of global layers, got {self.dense_layers!r}.")
         object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .config import HeSSConfig
 from .datasets import Scene, load_scene, synthetic_scene
-from .datasets.folder import PHOTO_SUFFIXES
+from .datasets.folder import find_photos
 from .demo_results import SceneResult, summarise, write_scene, write_sheet, write_summary
 from .errors import InputError, input_errors
 from .evaluation.compare import Reference, compare
@@ -121,21 +121,16 @@ def pick_photos(settings: DemoSettings) -> list[Path]:
     """
     if settings.images is None or (settings.images / CAMERAS_FILE).exists():
         return []
-    with input_errors(OSError):
-        found = sorted(path for path in settings.images.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
-    if len(found) < MIN_VIEWS:
-        raise InputError(
-            f"{settings.images} holds {len(found)} photos ({', '.join(PHOTO_SUFFIXES)}); "
-            f"at least {MIN_VIEWS} are needed."
-        )
-    picked = torch.linspace(0, len(found) - 1, min(settings.views, len(found))).round().long().tolist()
-    return [found[index] for index in picked]
+    photos = find_photos(settings.images, settings.views)
+    if len(photos) < MIN_VIEWS:
+        raise InputError(f"{settings.images} holds {len(photos)} photos; at least {MIN_VIEWS} are needed.")
+    return photos
 
 
 def load_scenes(settings: DemoSettings, photos: list[Path], processor: VggtImageProcessor) -> list[Scene]:
     """The user's scene; without one, held-out synthetic scenes and the embedded photo set."""
     if settings.images is not None and photos:
-        with input_errors(ValueError):  # unlike `load_scene`, the processor takes photos of mixed sizes
+        with input_errors(ValueError):
             return [Scene(settings.images.resolve().name or "photos", processor(photos)["images"])]
     known = load_scene(
         settings.images or EMBEDDED_PHOTOS, processor.size, processor.patch_size, max_views=settings.views

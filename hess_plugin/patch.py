@@ -88,7 +88,7 @@ class HeSSHandle:
                 raise RuntimeError(
                     "no forward pass has been measured yet; run model(images), then read stats."
                 )
-            density[replacement.layer] = processor.kept_blocks.double().mean(0) / processor.num_blocks
+            density[replacement.layer] = processor.kept_blocks.cpu().double().mean(0) / processor.num_blocks
         return HeSSStats(density)
 
     def remove(self) -> None:

@@ -85,10 +85,10 @@ def resolve(
         tried.append(f"the packaged index: {_index_answer(wanted, base)}")
     looked_at = "; ".join(f"({number}) {answer}" for number, answer in enumerate(tried, start=1))
     looked_at = looked_at or "no place, since the model comes from neither a repository nor a folder"
-    which = f"--model {base or 'MODEL'} --dataset {wanted if _is_alias(wanted) else 'DATASET'}"
     raise InputError(
-        f"no HeSS scores for hess={wanted!r} of the model {str(base)!r}. Looked at {looked_at}. Calibrate "
-        f"with `python -m hess_plugin.calibrate {which} --out scores/`, then pass hess='./scores'."
+        f"no HeSS scores for hess={wanted!r} of the model {str(base or 'MODEL')!r}. Looked at {looked_at}. "
+        f"Calibrate with `python -m hess_plugin.calibrate --model {base or 'MODEL'} --dataset folder --root "
+        "SCENES --out scores/`, then pass hess='./scores'."
     )
 
 

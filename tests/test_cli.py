@@ -31,7 +31,7 @@ def test_module_runs_as_the_command(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("hess demo: ")
-    assert "holds 0 photos" in result.stderr
+    assert "no photos in" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

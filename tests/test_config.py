@@ -31,6 +31,7 @@ def test_defaults_follow_the_paper() -> None:
         ({"kv_block_size": 64.0}, "kv_block_size must be an integer"),
         ({"dense_below_tokens": -1}, "dense_below_tokens must be an integer of at least 0"),
         ({"dense_layers": (-1,)}, "dense_layers must be indices"),
+        ({"dense_layers": 3}, "dense_layers must be indices of global layers, got 3"),
     ],
 )
 def test_bad_sparsification_settings(values: dict, message: str) -> None:

@@ -236,10 +236,14 @@ class TestBadInput:
 
     def test_no_images(self, settings: DemoSettings, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
-        self.fails(replace(settings, images=tmp_path / "empty"), r"empty holds 0 photos \(.bmp, .*at least 3")
+        self.fails(
+            replace(settings, images=tmp_path / "empty"), r"no photos in .*empty.* known endings: .bmp"
+        )
+        Image.new("RGB", (8, 8)).save(tmp_path / "empty" / "one.png")
+        self.fails(replace(settings, images=tmp_path / "empty"), "holds 1 photos; at least 3 are needed")
 
     def test_no_folder(self, settings: DemoSettings, tmp_path: Path) -> None:
-        self.fails(replace(settings, images=tmp_path / "nowhere"), "No such file or directory: .*nowhere")
+        self.fails(replace(settings, images=tmp_path / "nowhere"), "there is no folder .*nowhere")
 
     def test_one_unreadable_image(self, settings: DemoSettings, photos: Path, tmp_path: Path) -> None:
         for photo in photos.iterdir():

@@ -168,7 +168,10 @@ class TestRepositories:
         put(BASE, "co3d")
         message = refusal("dtu")
         assert "(2) the packaged index: no entry 'dtu' for this model; it knows: none." in message
-        assert f"`python -m hess_plugin.calibrate --model {BASE} --dataset dtu --out scores/`" in message
+        assert (
+            f"`python -m hess_plugin.calibrate --model {BASE} --dataset folder --root SCENES --out scores/`"
+            in message
+        )
         assert "no place, since the model comes from neither" in refusal(True, None)
 
     def test_missing_repository_and_revision(self, put):

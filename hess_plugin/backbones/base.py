@@ -134,14 +134,15 @@ class Backbone(ABC):
         return attn.qkv.weight, slice(0, self.num_heads(attn) * self.head_dim(attn))
 
     def weights_sha256(self, model: Any) -> str | None:
-        """Fingerprint of the global attentions' projections, or None when offloaded weights cannot be read.
+        """Fingerprint of the global attentions' projections; None where it would say nothing.
 
         Taken from bfloat16 values, so that a checkpoint gives the same when loaded in float32 or bfloat16.
+        Loaded in float16 it was rounded in another place, and offloaded weights cannot be read: None.
         """
         digest = hashlib.sha256()
         for attn in self.global_attentions(model).values():
             weight = self.query_weight(attn)[0].detach()
-            if weight.is_meta:
+            if weight.is_meta or weight.dtype == torch.float16:
                 return None
             digest.update(weight.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
         return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Scenes from folders: photos alone, or photos with the cameras and depth maps of `cameras.json`.
+"""Scenes from folders: photos with the cameras and depth maps of `cameras.json`, or the paths of photos.
 
 A scene folder holds `cameras.json`, and the photos and 16-bit depth maps that it names. Its fields are
 `depth_scale` (depth = value / depth_scale) and `views`, a list of records with `image` and `depth` (paths in
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
@@ -25,15 +25,14 @@ PHOTO_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 def load_scene(
     folder: str | Path, width: int = 518, patch_size: int = 14, max_views: int | None = None
 ) -> Scene:
-    """The scene in a folder, at the size that a model takes.
+    """The scene in a folder with `cameras.json`, at the size that a model takes.
 
     As in VGGT's preprocessing, photos are resized (bicubic) to `width`, the height to the nearest multiple
     of `patch_size`, and what is taller than wide is cropped to a square around its centre. Intrinsics follow,
     and depth is taken from the nearest pixel.
 
     Args:
-        folder: with `cameras.json`, or with photos, in it or in its folder `images`; photos are read in the
-            order of their names and must all have one size.
+        folder: see above.
         width: pixels, a multiple of `patch_size`.
         patch_size: pixels.
         max_views: keep at most so many views, evenly spaced; None keeps all.
@@ -44,22 +43,32 @@ def load_scene(
     folder = Path(folder)
     if width < 1 or patch_size < 1 or width % patch_size:
         raise InputError(f"width must be a positive multiple of the patch size {patch_size}, got {width}.")
-    if max_views is not None and max_views < 1:
-        raise InputError(f"max_views must be at least 1, got {max_views}.")
+    _check_max_views(max_views)
+    return _load_with_cameras(folder, width, patch_size, max_views)
+
+
+def find_photos(folder: str | Path, max_views: int | None = None) -> list[Path]:
+    """Photos of a folder or, if it has none, of its folder `images`, in the order of their names.
+
+    Args:
+        folder: of photos.
+        max_views: keep at most so many, evenly spaced; None keeps all.
+
+    Raises:
+        InputError: there is no such folder, or no photo in it.
+    """
+    folder = Path(folder)
+    _check_max_views(max_views)
     if not folder.is_dir():
         raise InputError(f"there is no folder {str(folder)!r}; give a folder of photos.")
-    if (folder / "cameras.json").exists():
-        return _load_with_cameras(folder, width, patch_size, max_views)
-    paths = _choose(_photos(folder), max_views)
-    images = [_read_photo(path) for path in paths]
-    for path, image in zip(paths, images, strict=True):
-        if image.size != images[0].size:
-            raise InputError(
-                f"all photos of a scene must have one size, but {str(path)!r} has {_size(image)} and "
-                f"{str(paths[0])!r} has {_size(images[0])}; crop them or use one camera's photos."
-            )
-    resizing = _Resizing(images[0].size, width, patch_size)
-    return Scene(folder.resolve().name, _to_tensor([resizing.photo(image) for image in images]))
+    for place in (folder, folder / "images"):
+        found = sorted(path for path in place.glob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+        if found:
+            return _choose(found, max_views)
+    raise InputError(
+        f"no photos in {str(folder)!r} nor in its folder 'images'; "
+        f"known endings: {', '.join(PHOTO_SUFFIXES)}."
+    )
 
 
 class _Resizing:
@@ -106,7 +115,7 @@ def _load_with_cameras(folder: Path, width: int, patch_size: int, max_views: int
     for index, view in chosen:
         where = f"views[{index}]."
         size = _field(view, "width", path, where), _field(view, "height", path, where)
-        photo = _read_photo(folder / str(_field(view, "image", path, where)), upright=False)
+        photo = _read_photo(folder / str(_field(view, "image", path, where)))
         depth = _read_depth(folder / str(_field(view, "depth", path, where)))
         resizing = resizing or _Resizing(photo.size, width, patch_size)
         for name, found in (("image", photo.size), ("depth", depth.shape[::-1])):
@@ -125,27 +134,11 @@ def _load_with_cameras(folder: Path, width: int, patch_size: int, max_views: int
     return Scene(str(record.get("scene", folder.resolve().name)), _to_tensor(images), *known)
 
 
-def _photos(folder: Path) -> list[Path]:
-    """Photos of a folder or, if it has none, of its folder `images`."""
-    for place in (folder, folder / "images"):
-        found = sorted(path for path in place.glob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
-        if found:
-            return found
-    raise InputError(
-        f"no photos in {str(folder)!r} nor in its folder 'images'; "
-        f"known endings: {', '.join(PHOTO_SUFFIXES)}."
-    )
-
-
-def _read_photo(path: Path, upright: bool = True) -> Image.Image:
-    """RGB, transparent pixels white; if asked, upright by EXIF (cameras.json ignores it)."""
+def _read_photo(path: Path) -> Image.Image:
+    """RGB as stored; an EXIF orientation is ignored, since the cameras describe the stored pixels."""
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file) if upright else file
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image)
-            return image.convert("RGB")
+            return file.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read photo {str(path)!r}: {error}; replace or remove it.") from error
 
@@ -187,8 +180,9 @@ def _choose(items: list, max_views: int | None) -> list:
     return [items[round(i)] for i in np.linspace(0, len(items) - 1, max_views)]
 
 
-def _size(image: Image.Image) -> str:
-    return f"{image.width} x {image.height}"
+def _check_max_views(max_views: int | None) -> None:
+    if max_views is not None and max_views < 1:
+        raise InputError(f"max_views must be at least 1, got {max_views}.")
 
 
 def _to_tensor(photos: list[np.ndarray]) -> Tensor:

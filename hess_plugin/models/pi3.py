@@ -39,6 +39,7 @@ class Pi3Output(ModelOutput):
     conf: Tensor | None = None  # [B, V, height, width, 1] logit; its sigmoid is a probability
     camera_poses: Tensor | None = None  # [B, V, 4, 4] camera to world
     extrinsics: Tensor | None = None  # [B, V, 3, 4] world to camera, the inverse of `camera_poses`
+    intrinsics: Tensor | None = None  # always None: π³ predicts none; they can be fitted to `local_points`
 
 
 @register

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +102,6 @@ class VggtModel(PreTrainedModel):
 
     Attributes:
         frames_chunk_size: views that the dense heads work on at a time; changes memory, not results.
-        heads_in_float32: run the camera and dense heads in float32 also under autocast, as the original does.
-            False lets them follow the caller's autocast, which is faster in training.
     """
 
     config_class = VggtConfig
@@ -117,7 +114,6 @@ class VggtModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = ["camera_head", "point_head", "depth_head", "track_head"]  # noqa: RUF012
 
     frames_chunk_size = 8
-    heads_in_float32 = True
 
     def __init__(self, config: VggtConfig) -> None:
         super().__init__(config)
@@ -160,7 +156,7 @@ class VggtModel(PreTrainedModel):
         grid = (size[0] // self.config.patch_size, size[1] // self.config.patch_size)
         patches = [layers[layer][:, :, NUM_SPECIAL_TOKENS:].flatten(0, 1) for layer in self.config.dpt_layers]
         values: dict[str, Any] = {} if self.training else {"images": images}
-        with self._head_precision(images.device.type):
+        with torch.autocast(images.device.type, enabled=False):  # these heads are float32, as the original's
             if self.camera_head is not None:
                 poses = self.camera_head(layers[self.config.depth - 1][:, :, 0])
                 values |= {"pose_enc": poses[-1], "pose_enc_list": poses}
@@ -179,11 +175,6 @@ class VggtModel(PreTrainedModel):
                 chunk_size=self.frames_chunk_size,
             )
         return VggtOutput(**values)
-
-    def _head_precision(self, device_type: str) -> contextlib.AbstractContextManager:
-        if self.heads_in_float32:
-            return torch.autocast(device_type, enabled=False)
-        return contextlib.nullcontext()
 
     def _check_inputs(self, images: Tensor, query_points: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Both with a batch axis; raises ValueError where they do not fit."""
