@@ -181,7 +181,8 @@ def write_cameras(path: Path, placed: _Placed, scene: Scene) -> None:
     height, width = scene.images.shape[-2:]
     pairs = zip(placed.extrinsics.tolist(), placed.intrinsics.tolist(), strict=True)
     cameras = {
-        "convention": "opencv: x_camera = world_to_camera [x_world, 1]; K for pixel centres at integers",
+        "convention": "opencv: x_camera = world_to_camera [x_world, 1]; K for pixel centres at integers, "
+        "of a prediction fitted to its points with the principal point in the middle",
         "width": width,
         "height": height,
         "views": [{"world_to_camera": extrinsics, "K": intrinsics} for extrinsics, intrinsics in pairs],

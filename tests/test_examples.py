@@ -15,7 +15,7 @@ from hess_plugin.datasets.synthetic import draw_numbers, render_scenes
 from hess_plugin.models.vggt import VggtModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "muon")
+NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "muon", "compare_allocations")
 
 
 @pytest.fixture(autouse=True)
@@ -169,3 +169,13 @@ class TestMuon:
             assert torch.isfinite(weight).all()
             assert not torch.allclose(old, weight)
             assert ((weight - 0.99 * old) * weight.grad).sum() < 0  # downhill
+
+
+class TestComparison:
+    def test_table(self, examples, capsys: pytest.CaptureFixture[str]) -> None:
+        examples["compare_allocations"].main(["--scenes", "2", "--views", "4", "--density", "0.5"])
+        heading, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+        assert heading[0] == "density"
+        density = {row[0]: float(row[1]) for row in rows}
+        assert density["dense"] == 1
+        assert density["uniform"] == density["hess"] == density["reverse"] < 0.6
