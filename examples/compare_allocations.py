@@ -12,16 +12,13 @@ import argparse
 import torch
 from tqdm import tqdm
 
-from hess_plugin import HeSSConfig, VggtModel, apply_hess
 from hess_plugin.datasets import synthetic_scene
-from hess_plugin.demo import EMBEDDED_MODEL
+from hess_plugin.demo import DemoSettings, load_model, predict_at_density
 from hess_plugin.evaluation.compare import Reference, compare
-from hess_plugin.evaluation.predict import predict
-from hess_plugin.scores import HeadScores
 from hess_plugin.tables import format_table
 
 FIRST_SEED = 2_000_000  # neither trained on nor calibrated with
-ALLOCATIONS = ("uniform", "hess", "reverse")
+METHODS = ("dense", "uniform", "hess", "reverse")
 METRICS = ("auc_30", "ate", "point_error")
 
 
@@ -32,20 +29,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--density", type=float, default=0.5)
     args = parser.parse_args(arguments)
 
-    model = VggtModel.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    scores = HeadScores.load(EMBEDDED_MODEL / "hess" / "synthetic")
-    rows: dict[str, list[list[float]]] = {name: [] for name in ("dense", *ALLOCATIONS)}
+    model, scores = load_model(DemoSettings())
+    rows: dict[str, list[list[float]]] = {method: [] for method in METHODS}
     for seed in tqdm(range(FIRST_SEED, FIRST_SEED + args.scenes), unit="scene"):
         scene = synthetic_scene(seed, args.views)
         reference = Reference.from_scene(scene)
-        for name, measured in rows.items():
-            if name == "dense":
-                prediction = predict(model, scene)
-            else:
-                config = HeSSConfig(sparse_ratio=1 - args.density, cdf_threshold=0.0, allocation=name)
-                with apply_hess(model, scores, config) as handle:
-                    prediction = predict(model, scene, handle)
+        for method, measured in rows.items():
+            prediction = predict_at_density(model, scores, scene, method, args.density)
             metrics = compare(prediction, reference)
             measured.append([prediction.density, *(metrics[key] for key in METRICS)])
     print(format_table(["", "density", *METRICS, "auc_30 - uniform"], _lines(rows)))

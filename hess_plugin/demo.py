@@ -70,7 +70,10 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     for module in ("matplotlib", "trimesh"):
         if find_spec(module) is None:  # said now, not when the results are to be drawn
             raise InputError(f'the demo needs {module}; pip install "hess-plugin[demo]".')
-    with staged_folder(settings.out) as folder, memory_errors(settings.device, settings.views):
+    with (
+        staged_folder(settings.out) as folder,
+        memory_errors(settings.device, f"{settings.views} views (--views) a scene"),
+    ):
         # Photos come first: a bad one should not be found after a long download of weights.
         photos = pick_photos(settings)
         scenes = load_scenes(settings, photos, load_processor(settings.model))
@@ -151,7 +154,7 @@ def reconstruct(
             predictions = {}
             for method in METHODS:
                 bar.set_postfix_str(f"{scene.name}, {method}")
-                predictions[method] = _predict(model, scores, scene, method, density)
+                predictions[method] = predict_at_density(model, scores, scene, method, density)
                 bar.update()
             if scene.has_ground_truth:
                 reference = Reference.from_scene(scene)
@@ -162,8 +165,10 @@ def reconstruct(
     return results
 
 
-def _predict(model: nn.Module, scores: HeadScores, scene: Scene, method: str, density: float) -> Prediction:
-    """One forward pass; both sparse methods attend to the same number of blocks."""
+def predict_at_density(
+    model: nn.Module, scores: HeadScores, scene: Scene, method: str, density: float
+) -> Prediction:
+    """One forward pass, dense or with an allocation; all allocations attend to the same number of blocks."""
     if method == "dense":
         return predict(model, scene)
     config = HeSSConfig(sparse_ratio=1 - density, cdf_threshold=0.0, allocation=method)  # type: ignore[arg-type]

@@ -43,20 +43,21 @@ def load_vggt(name: str, device: str, hess: Any = None) -> VggtModel:
 
 
 @contextmanager
-def memory_errors(device: str, views: int | None = None) -> Iterator[None]:
-    """Turn every form in which memory runs out into one line that says what to change."""
+def memory_errors(device: str, views: str = "") -> Iterator[None]:
+    """Turn every form in which memory runs out into one line that says what to change.
+
+    Args:
+        device: in use, named in the message.
+        views: where fewer would help, how many there are and the option that sets them.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not known and "can't allocate memory" not in str(error):  # what the CPU allocator says
             raise
-        what, fewer = (
-            ("the model", "") if views is None else (f"{views} views a scene", "fewer (--views) or ")
-        )
-        raise InputError(
-            f"too little memory on {device} for {what}; use {fewer}another device (--device)."
-        ) from error
+        fewer = f" for {views}; use fewer or" if views else " for the model; use"
+        raise InputError(f"too little memory on {device}{fewer} another device (--device).") from error
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def scene_traces(model: nn.Module, scene: Scene, config: CalibrationConfig) -> d
         for kind in ERRORS:
             gradients = torch.autograd.grad(errors[kind], weights, retain_graph=kind != ERRORS[-1])
             per_layer = zip(attentions.values(), gradients, strict=True)
-            traces[kind] = torch.stack([_head_norms(backbone, attn, grad) for attn, grad in per_layer])
+            traces[kind] = torch.stack([_head_norms(backbone, attn, grad) for attn, grad in per_layer]).cpu()
     for kind, trace in traces.items():
         for layer, heads in zip(attentions, trace, strict=True):
             if not torch.isfinite(heads).all():
@@ -63,7 +63,7 @@ def scene_traces(model: nn.Module, scene: Scene, config: CalibrationConfig) -> d
 
 def _head_norms(backbone: Backbone, attn: nn.Module, gradient: Tensor) -> Tensor:
     """Squared norm of each head's W_Q rows, [H] float64, of the gradient of the weight that holds them."""
-    rows = gradient[backbone.query_weight(attn)[1]].cpu().double()
+    rows = gradient[backbone.query_weight(attn)[1]].double()
     return rows.unflatten(0, (backbone.num_heads(attn), -1)).square().sum((1, 2))
 
 

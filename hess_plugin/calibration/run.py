@@ -37,7 +37,9 @@ class CalibrationRun:
         if self.dataset not in DATASETS:
             raise InputError(f"unknown dataset {self.dataset!r}; known: {', '.join(DATASETS)}.")
         if (self.root is None) != (self.dataset == "synthetic"):
-            raise InputError("--root is the folder of scenes that --dataset folder reads; it needs one.")
+            raise InputError(
+                "--root is the folder of scenes of --dataset folder: give it there, and only there."
+            )
 
 
 def run_calibration(run: CalibrationRun) -> HeadScores:
@@ -48,7 +50,10 @@ def run_calibration(run: CalibrationRun) -> HeadScores:
     """
     _check_out(run.out)
     model = load_vggt(run.model, run.device)
-    with input_errors(ValueError), memory_errors(run.device, run.config.num_views):
+    with (
+        input_errors(ValueError),
+        memory_errors(run.device, f"{run.config.num_views} views (--num-views) a scene"),
+    ):
         scores = calibrate(
             model,
             _scenes(run, model),
@@ -78,6 +83,8 @@ def _scenes(run: CalibrationRun, model: VggtModel) -> Iterator[Scene]:
         return
     folders = sorted(path.parent for path in run.root.glob("*/cameras.json"))
     if not folders:
-        raise InputError(f"{run.root} holds no scene: no */cameras.json in it.")
+        raise InputError(
+            f"{run.root} holds no scene: none of its folders has a cameras.json; choose another --root."
+        )
     for folder in folders:
         yield load_scene(folder, size, patch_size)
