@@ -12,6 +12,12 @@ Allocation = Literal["hess", "uniform", "reverse"]
 CdfRule = Literal["cover", "sparse-vggt"]
 Backend = Literal["auto", "reference"]
 PointSource = Literal["point_head", "depth"]
+Projection = Literal["query", "key", "value"]
+Normalization = Literal["sum", "linear", "softmax", "log"]
+Truth = Literal["depth", "cloud"]
+Neighbors = Literal["exact", "faiss"]
+
+PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")
 
 
 class _Checked:
@@ -61,6 +67,8 @@ class HeSSConfig(_Checked):
     cdf_threshold: float = 0.9  # τ: each row keeps the blocks that cover this probability; 0 leaves only ρ
     allocation: Allocation = "hess"  # "uniform": SparseVGGT; "reverse": the least sensitive head gets most
     camera_weight: float | None = None  # λ of Eq. 9; None takes the value recommended in the sidecar
+    projection: Projection = "query"  # whose sensitivity ranks heads: W_Q, or W_K, W_V (Table 1)
+    normalization: Normalization = "sum"  # how traces become weights: Eq. 7 and 8, or an ablation of Table 1
     cdf_rule: CdfRule = "cover"  # "sparse-vggt" stops one block before τ is reached, as the public code does
     q_block_size: int = 128  # patch queries per block
     kv_block_size: int = 64  # patch keys per block
@@ -71,6 +79,8 @@ class HeSSConfig(_Checked):
     def __post_init__(self) -> None:
         self._in_unit_interval("sparse_ratio", "cdf_threshold", "camera_weight")
         self._one_of("allocation", ("hess", "uniform", "reverse"))
+        self._one_of("projection", PROJECTIONS)
+        self._one_of("normalization", ("sum", "linear", "softmax", "log"))
         self._one_of("cdf_rule", ("cover", "sparse-vggt"))
         self._one_of("backend", ("auto", "reference"))
         self._positive_int("q_block_size", "kv_block_size")
@@ -92,6 +102,10 @@ class CalibrationConfig(_Checked):
     min_confidence_quantile: float = 0.0  # share of each scene's least confident points that is ignored
     max_points: int = 100_000  # predicted points sampled per scene for the point error
     point_source: PointSource = "point_head"  # or points from depth and camera
+    truth: Truth = "depth"  # known points: of the depth maps, or the dataset's own cloud (aligned by FPFH)
+    icp: bool = True  # refine the alignment by point-to-plane ICP, as the paper does
+    neighbors: Neighbors = "exact"  # "faiss": the paper's IVFFlat index, approximate
+    projections: tuple[Projection, ...] = ("query",)  # whose traces are kept; the paper needs W_Q alone
     camera_weight: float = 0.5  # λ recommended to users of the scores: 0.5 for VGGT, 0 for π³
 
     def __post_init__(self) -> None:
@@ -100,3 +114,9 @@ class CalibrationConfig(_Checked):
         self._in_unit_interval("min_confidence_quantile", "camera_weight")
         self._positive("inlier_radius")
         self._one_of("point_source", ("point_head", "depth"))
+        self._one_of("truth", ("depth", "cloud"))
+        self._one_of("neighbors", ("exact", "faiss"))
+        chosen = tuple(self.projections)
+        if "query" not in chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(PROJECTIONS):
+            raise ValueError(f"projections must be 'query' and more of {PROJECTIONS}, got {chosen!r}.")
+        object.__setattr__(self, "projections", chosen)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +24,15 @@ class Scene:
     extrinsics: Tensor | None = None  # [V, 3, 4] float32, world to camera
     intrinsics: Tensor | None = None  # [V, 3, 3] float32, pixels of `images`
     depth: Tensor | None = None  # [V, height, width] float32, 0 = unknown
+    cloud: Tensor | None = None  # [N, 3] float32, known points of the world, on no pixel grid
+    view_ids: tuple[str, ...] = ()  # of each view in its dataset; by default "000", "001", ...
+
+    def __post_init__(self) -> None:
+        """Name the views, or check that each has one name."""
+        names = tuple(self.view_ids) or tuple(f"{index:03d}" for index in range(len(self.images)))
+        if len(names) != len(self.images):
+            raise ValueError(f"scene {self.name!r} has {len(self.images)} views but {len(names)} view_ids.")
+        object.__setattr__(self, "view_ids", names)
 
     @property
     def has_ground_truth(self) -> bool:
@@ -51,13 +58,23 @@ class Scene:
     def select(self, views: Tensor | list[int]) -> Scene:
         """The scene restricted to some of its views, in the order given."""
         index = torch.as_tensor(views)
-        return self._map(lambda tensor: tensor[index.to(tensor.device)])
+        chosen = {
+            name: None if tensor is None else tensor[index.to(tensor.device)]
+            for name, tensor in self._tensors().items()
+            if name != "cloud"
+        }
+        names = tuple(self.view_ids[int(i)] for i in index)
+        return replace(self, **chosen, view_ids=names)  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> Scene:
         """The scene on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+        moved = {
+            name: None if tensor is None else tensor.to(device) for name, tensor in self._tensors().items()
+        }
+        return replace(self, **moved)  # type: ignore[arg-type]
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Scene:
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
-        changed: dict[str, Any] = {key: None if t is None else function(t) for key, t in known.items()}
-        return replace(self, **changed)
+    def _tensors(self) -> dict[str, Tensor | None]:
+        return {name: getattr(self, name) for name in _TENSORS}
+
+
+_TENSORS = ("images", "extrinsics", "intrinsics", "depth", "cloud")
