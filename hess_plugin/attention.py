@@ -19,17 +19,15 @@ _BOUND_TO_ORIGINAL = (*_DEVICE_HOOK, "_compiled_call_impl")
 class LayoutRecorder:
     """Forward pre-hook of the module that takes the images: keeps the token layout of the current pass."""
 
-    def __init__(self, backbone: Backbone, model: nn.Module) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self.num_special_tokens = backbone.num_special_tokens(model)
-        self.patch_size = backbone.patch_size(model)
         self.layout: TokenLayout | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        images = self.backbone.images(args, kwargs)
-        self.layout = TokenLayout.from_images(images, self.num_special_tokens, self.patch_size)
+        self.layout = self.backbone.token_layout(module, args, kwargs)
         # Once per pass, before any layer: on a GPU the layers themselves can only abort, not explain.
-        if not torch.compiler.is_compiling() and not bool(images.isfinite().all()):
+        images = None if torch.compiler.is_compiling() else self.backbone.images(args, kwargs)
+        if images is not None and not bool(images.isfinite().all()):
             raise ValueError("images contain NaN or infinity; check how they were read and scaled to [0, 1].")
 
 

@@ -7,6 +7,10 @@
 
 Opt-in, because it places a finder in `sys.meta_path`; `disable()` takes everything back. Only the modules
 listed are touched, and only by `hess_plugin.hub.register`: nothing is imported that the user does not import.
+
+VGGT-Ω is missing from the list because it has no `from_pretrained`: its weights are a `.pt` file. Load it as
+its authors say and call `hess_plugin.apply_hess(model, scores, config)`. StreamVGGT is on the list so that
+`hess=` is answered: its attention cannot be made sparse, and that is said in words.
 """
 
 from __future__ import annotations
@@ -25,6 +29,10 @@ from .hub import is_registered, register, unregister
 KNOWN_CLASSES = {
     "vggt.models.vggt": "VGGT",
     "pi3.models.pi3": "Pi3",
+    "pi3.models.pi3x": "Pi3X",
+    "depth_anything_3.api": "DepthAnything3",
+    "mapanything.models": "MapAnything",
+    "streamvggt.models.streamvggt": "StreamVGGT",
 }  # module -> class, of the original packages
 
 _registered: list[type] = []

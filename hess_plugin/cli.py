@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .calibration.options import add_options, read_options
 from .errors import InputError, input_errors
 
 USAGE_ERROR = 2  # exit code of argparse, and of everything else that the user can mend
@@ -32,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_calibrate(commands)
     _add_inspect(commands)
+    _add_push(commands)
+    _add_pull(commands)
     return parser
 
 
@@ -61,45 +64,81 @@ def _demo(options: argparse.Namespace) -> None:
 def _add_calibrate(commands: argparse._SubParsersAction) -> None:
     about = "measure how sensitive each head of a model is and write a sidecar"
     calibrate = commands.add_parser("calibrate", help=about, description=about.capitalize() + ".")
-    calibrate.add_argument("--model", required=True, help="folder or repository of a VGGT checkpoint")
-    calibrate.add_argument("--dataset", required=True, help="synthetic, or folder (see --root)")
-    calibrate.add_argument("--root", type=Path, metavar="FOLDER", help="holds one folder per scene")
-    calibrate.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the sidecar")
-    calibrate.add_argument("--num-scenes", type=int, help="at most so many (default: 40)")
-    calibrate.add_argument("--num-views", type=int, help="drawn from each scene (default: 20)")
-    calibrate.add_argument("--max-points", type=int, help="predicted points per scene (default: 100000)")
-    calibrate.add_argument("--camera-weight", type=float, help="recommended to users (default: 0.5)")
-    calibrate.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add_options(calibrate)
     calibrate.set_defaults(run=_calibrate)
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from .calibration.run import CalibrationRun, run_calibration
-    from .config import CalibrationConfig
+    from .calibration.command import run_calibration
 
-    settings = _given(options, "num_scenes", "num_views", "max_points", "camera_weight")
-    with input_errors(ValueError):
-        config = CalibrationConfig(**settings)
-    places = _given(options, "model", "dataset", "root", "out", "device")
-    run_calibration(CalibrationRun(config=config, **places))
-    print(f"Scores: {options.out}/ (look at them with `hess inspect {options.out}`)")
+    run_calibration(read_options(options))
 
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:
-    about = "print what a sidecar holds"
+    about = "print what a sidecar holds, and how sure its scores are"
     inspect = commands.add_parser("inspect", help=about, description=about.capitalize() + ".")
     inspect.add_argument("sidecar", metavar="SIDECAR", help="folder, or org/repo[@revision][:alias]")
+    inspect.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw the scores as heat maps")
     inspect.set_defaults(run=_inspect)
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    from .calibration.summary import format_summary
+    from .plots import score_heatmap
+    from .plots.figure import save
     from .sidecar import resolve
     from .tables import format_scores
 
     folder = Path(options.sidecar).expanduser()
     with input_errors(ValueError):
         sidecar: Any = resolve(folder if folder.exists() else options.sidecar, base=None)
-    print(format_scores(sidecar.scores))
+        scores = sidecar.scores
+        print(format_scores(scores), format_summary(scores), sep="\n\n")
+    if options.picture:
+        with input_errors(ImportError, OSError, prefix=f"cannot draw {options.picture}: "):
+            save(
+                score_heatmap({"camera": scores.weights(1.0), "points": scores.weights(0.0)}), options.picture
+            )
+        print(f"\nPicture: {options.picture}")
+
+
+def _add_push(commands: argparse._SubParsersAction) -> None:
+    about = "put a sidecar with its card on the Hub, in one commit"
+    push = commands.add_parser("push", help=about, description=about.capitalize() + ".")
+    push.add_argument("folder", type=Path, metavar="FOLDER", help="holds the sidecar")
+    push.add_argument("repo_id", metavar="REPO", help="user/name; without --alias it is made if needed")
+    push.add_argument("--alias", help="add to the model repository REPO under this name, as hess/ALIAS/")
+    push.add_argument("--revision", metavar="BRANCH", help="made if needed (default: main)")
+    push.add_argument("--private", action="store_true", default=None, help="make a private repository")
+    push.add_argument("--create-pr", action="store_true", default=None, help="propose it by a pull request")
+    push.add_argument("--evaluation", type=Path, metavar="FILE", help="measurements (JSON) for the card")
+    push.set_defaults(run=_push)
+
+
+def _push(options: argparse.Namespace) -> None:
+    from .publish import push_to_hub
+    from .sidecar import resolve
+
+    sidecar: Any = resolve(options.folder, base=None)
+    choices = _given(options, "alias", "revision", "private", "create_pr", "evaluation")
+    with input_errors(ImportError):
+        pushed = push_to_hub(sidecar.scores, options.repo_id, **choices)
+    print(f"{'Pushed' if pushed.changed else 'Nothing to push, the same is there'}: {pushed.url}")
+
+
+def _add_pull(commands: argparse._SubParsersAction) -> None:
+    about = "copy a sidecar from the Hub into a folder"
+    pull = commands.add_parser("pull", help=about, description=about.capitalize() + ".")
+    pull.add_argument("name", metavar="SIDECAR", help="org/repo[@revision][:alias]")
+    pull.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new or empty")
+    pull.set_defaults(run=_pull)
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from .sidecar import pull
+
+    pull(options.name, options.out)
+    print(f"Scores: {options.out}/ (look at them with `hess inspect {options.out}`)")
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

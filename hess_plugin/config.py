@@ -10,14 +10,25 @@ from typing import Any, Literal, Self
 
 Allocation = Literal["hess", "uniform", "reverse"]
 CdfRule = Literal["cover", "sparse-vggt"]
-Backend = Literal["auto", "reference"]
+Backend = Literal["auto", "triton", "flex", "reference"]
 PointSource = Literal["point_head", "depth"]
 Projection = Literal["query", "key", "value"]
 Normalization = Literal["sum", "linear", "softmax", "log"]
 Truth = Literal["depth", "cloud"]
 Neighbors = Literal["exact", "faiss"]
+Precision = Literal["float32", "bfloat16"]
 
 PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")
+NORMALIZATIONS: tuple[Normalization, ...] = ("sum", "linear", "softmax", "log")
+
+
+def ordered_projections(chosen: Any) -> tuple[Projection, ...]:
+    """The chosen projections in the order of `PROJECTIONS`; ValueError unless "query" and others of them."""
+    given = chosen if isinstance(chosen, tuple | list) else ()
+    ordered = tuple(each for each in PROJECTIONS if each in given)
+    if "query" not in given or len(ordered) != len(given):
+        raise ValueError(f"projections must be 'query' and more of {PROJECTIONS}, got {chosen!r}.")
+    return ordered
 
 
 class _Checked:
@@ -80,9 +91,9 @@ class HeSSConfig(_Checked):
         self._in_unit_interval("sparse_ratio", "cdf_threshold", "camera_weight")
         self._one_of("allocation", ("hess", "uniform", "reverse"))
         self._one_of("projection", PROJECTIONS)
-        self._one_of("normalization", ("sum", "linear", "softmax", "log"))
+        self._one_of("normalization", NORMALIZATIONS)
         self._one_of("cdf_rule", ("cover", "sparse-vggt"))
-        self._one_of("backend", ("auto", "reference"))
+        self._one_of("backend", ("auto", "triton", "flex", "reference"))
         self._positive_int("q_block_size", "kv_block_size")
         self._positive_int("dense_below_tokens", at_least=0)
         layers = self.dense_layers
@@ -104,19 +115,21 @@ class CalibrationConfig(_Checked):
     point_source: PointSource = "point_head"  # or points from depth and camera
     truth: Truth = "depth"  # known points: of the depth maps, or the dataset's own cloud (aligned by FPFH)
     icp: bool = True  # refine the alignment by point-to-plane ICP, as the paper does
+    min_fitness: float = 0.7  # share of variance that the alignment must explain; 0 takes untrained models
     neighbors: Neighbors = "exact"  # "faiss": the paper's IVFFlat index, approximate
     projections: tuple[Projection, ...] = ("query",)  # whose traces are kept; the paper needs W_Q alone
-    camera_weight: float = 0.5  # λ recommended to users of the scores: 0.5 for VGGT, 0 for π³
+    precision: Precision = "float32"  # "bfloat16": by autocast, as VGGT itself runs
+    camera_weight: float | None = None  # λ recommended to users of the scores; None: 0.5, for π³ 0
 
     def __post_init__(self) -> None:
         self._positive_int("num_scenes", "num_views", "max_points")
         self._positive_int("seed", at_least=0)
-        self._in_unit_interval("min_confidence_quantile", "camera_weight")
+        self._in_unit_interval("min_confidence_quantile", "camera_weight", "min_fitness")
         self._positive("inlier_radius")
         self._one_of("point_source", ("point_head", "depth"))
         self._one_of("truth", ("depth", "cloud"))
         self._one_of("neighbors", ("exact", "faiss"))
-        chosen = tuple(self.projections)
-        if "query" not in chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(PROJECTIONS):
-            raise ValueError(f"projections must be 'query' and more of {PROJECTIONS}, got {chosen!r}.")
-        object.__setattr__(self, "projections", chosen)
+        self._one_of("precision", ("float32", "bfloat16"))
+        if not isinstance(self.icp, bool):
+            raise ValueError(f"icp must be True or False, got {self.icp!r}.")
+        object.__setattr__(self, "projections", ordered_projections(self.projections))

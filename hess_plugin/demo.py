@@ -21,7 +21,8 @@ from .errors import InputError, input_errors
 from .evaluation.compare import Reference, compare
 from .evaluation.predict import Prediction, predict
 from .files import staged_folder
-from .loading import load_vggt, memory_errors
+from .loading import check_folder, memory_errors
+from .loading import load_model as load_checkpoint
 from .models import VggtConfig, VggtImageProcessor, VggtModel
 from .patch import apply_hess
 from .scores import HeadScores
@@ -99,7 +100,8 @@ def load_model(settings: DemoSettings) -> tuple[VggtModel, HeadScores]:
     """The dense model in float32 on the device of the settings, and its scores."""
     embedded = settings.model == str(EMBEDDED_MODEL)
     beside: Any = "synthetic" if embedded else True
-    model = load_vggt(settings.model, settings.device, beside if settings.hess is None else settings.hess)
+    hess = beside if settings.hess is None else settings.hess
+    model = load_checkpoint(settings.model, settings.device, hess, VggtModel)
     handle: Any = model.hess
     handle.remove()
     return model, handle.scores
@@ -107,8 +109,7 @@ def load_model(settings: DemoSettings) -> tuple[VggtModel, HeadScores]:
 
 def load_processor(model: str) -> VggtImageProcessor:
     """The image processor saved beside the weights, or one that fits their config where there is none."""
-    if (Path(model).is_absolute() or model.startswith((".", "~"))) and not Path(model).is_dir():
-        raise InputError(f"there is no model folder {model!r}; give --model a folder or a repository.")
+    check_folder(model)
     with input_errors(OSError, ValueError):
         try:
             return VggtImageProcessor.from_pretrained(model)

@@ -1,4 +1,4 @@
-"""A result folder that appears whole or not at all."""
+"""Files and result folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ from pathlib import Path
 from .errors import InputError, input_errors
 
 MANIFEST = "results.json"  # lists under "files" what else the run wrote
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that the path holds the old content or the new, never a part, also when killed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import InputError
-from .sidecar import Sidecar, resolve, upload_sidecar
+from .files import written_files
+from .sidecar import Sidecar, resolve
+from .upload import upload
 
 _ACCESS = (
     "revision",
@@ -197,7 +200,7 @@ def _transformers_push(push: Callable[..., Any]) -> Callable[..., Any]:
             _uploading.reset(outside)
         if _has_sidecar(self) and not _uploading.get():
             revision = commit.pr_revision or kwargs.get("revision")
-            upload_sidecar(self.hess, commit.repo_url.repo_id, revision, kwargs.get("token"))
+            _upload_sidecar(self, commit.repo_url.repo_id, revision, kwargs.get("token"))
         return commit
 
     return push_to_hub
@@ -210,6 +213,15 @@ def _has_sidecar(model: Any) -> bool:
 def _save_sidecar(model: Any, folder: Any) -> None:
     if _has_sidecar(model):
         model.hess.save_pretrained(folder)
+
+
+def _upload_sidecar(model: Any, repo_id: str, revision: str | None, token: str | bool | None) -> None:
+    """Commit what `_save_sidecar` writes; a model whose attention is uniform has no scores."""
+    with tempfile.TemporaryDirectory() as folder:
+        _save_sidecar(model, folder)
+        files = {name: (Path(folder) / name).read_bytes() for name in written_files(Path(folder))}
+    if files:
+        upload(repo_id, files, "Upload HeSS scores", revision=revision, token=token)
 
 
 def _upload_arguments(

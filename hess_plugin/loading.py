@@ -1,45 +1,122 @@
-"""Load a VGGT checkpoint for a command: what the user can mend becomes one line, never half a model."""
+"""Load a checkpoint for a command: what the user can mend becomes one line, never half a model."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers.utils import logging
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from .errors import InputError, input_errors
-from .models import VggtModel
+from .models import Pi3Model, VggtModel
 
 
-def load_vggt(name: str, device: str, hess: Any = None) -> VggtModel:
+def load_model(name: str, device: str, hess: Any = None, model_class: str | type | None = None) -> Any:
     """The model of a folder or repository in float32, in eval mode, on a device.
 
     Args:
-        name: folder or repository of a VGGT checkpoint.
+        name: folder or repository of a checkpoint.
         device: as torch names it.
         hess: every form that `from_pretrained` takes; None leaves the model dense.
+        model_class: with a `from_pretrained`, or "module:name" of one; None takes `VggtModel` or `Pi3Model`,
+            whichever has the checkpoint's tensors.
 
     Raises:
-        InputError: no such model or scores, a checkpoint that lacks tensors of VggtModel (transformers would
-            fill them with random numbers), a device that cannot be used, too little memory.
+        InputError: no such model, class or scores, a checkpoint that lacks tensors of the class (libraries
+            would fill them with random numbers), a device that cannot be used, too little memory.
     """
+    check_folder(name)
     kinds = (OSError, ValueError, RuntimeError, SafetensorError)  # no such model, scores, shapes, broken file
+    given = {} if hess is None else {"hess": hess}
+    if isinstance(model_class, str):
+        model_class = _import_class(model_class)
     with input_errors(*kinds), memory_errors(device), _quiet_transformers():
-        loaded: Any = VggtModel.from_pretrained(
-            name, hess=hess, dtype=torch.float32, output_loading_info=True
-        )
-    model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
-    if missing:
-        raise InputError(
-            f"{name} is no VGGT checkpoint: it lacks {len(missing)} tensors of VggtModel, among "
-            f"them {missing[0]!r}; give --model a folder or repository of one."
-        )
+        model = _load(model_class or _native_class(name), name, **given)
     prefix = f"cannot use the device {device!r}: "
     with input_errors(RuntimeError, AssertionError, prefix=prefix), memory_errors(device):
         return model.to(device).eval()
+
+
+def check_folder(name: str) -> None:
+    """Raise InputError if a model's name is a path to no folder; libraries would ask the network for it."""
+    if (Path(name).is_absolute() or name.startswith((".", "~"))) and not Path(name).is_dir():
+        raise InputError(f"there is no model folder {name!r}; give --model a folder or a repository.")
+
+
+def _load(model_class: Any, name: str, **given: Any) -> nn.Module:
+    """A complete model in float32; libraries leave what a checkpoint lacks random, without an error."""
+    if issubclass(model_class, PreTrainedModel):
+        given |= {"dtype": torch.float32, "output_loading_info": True}
+        model, report = model_class.from_pretrained(name, **given)
+        missing = report["missing_keys"]
+    else:
+        model = model_class.from_pretrained(name, **given).float()
+        present = _tensor_names(name)
+        missing = [each for each in model.state_dict() if present and each not in present]
+    if missing:
+        raise InputError(
+            f"{name} is no {model_class.__name__} checkpoint: it lacks {len(missing)} tensors of that class, "
+            f"among them {min(missing)!r}; give --model a folder or repository of one."
+        )
+    return model
+
+
+def _import_class(spec: str) -> type:
+    """The class "module:name"."""
+    module, _, name = spec.partition(":")
+    prefix = f"cannot import the class {spec!r} (written module:name): "
+    with input_errors(ImportError, AttributeError, ValueError, prefix=prefix):
+        found = getattr(import_module(module), name)
+    if not hasattr(found, "from_pretrained"):
+        raise InputError(
+            f"{spec} has no from_pretrained, so its weights cannot be found by name; load it in Python and "
+            "call hess_plugin.calibration.run.calibrate on it, or name a subclass that has one."
+        )
+    return found
+
+
+def _native_class(name: str) -> type[PreTrainedModel]:
+    """The native class whose tensors a checkpoint has."""
+    names = _tensor_names(name)
+    if any(each.startswith("aggregator.") for each in names):
+        return VggtModel
+    if "register_token" in names and any(each.startswith("decoder.") for each in names):
+        return Pi3Model
+    example = f"it has {len(names)} tensors, {min(names)!r} among them" if names else "it has no safetensors"
+    raise InputError(
+        f"{name} is a checkpoint of neither VggtModel nor Pi3Model: {example}; name the class that it is for "
+        "with --model-class MODULE:CLASS."
+    )
+
+
+def commit_of(name: str) -> str | None:
+    """Commit of the repository that a model was just loaded from; None for a folder."""
+    for file in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):
+        path = cached_file(name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            return extract_commit_hash(path, None)
+    return None
+
+
+def _tensor_names(name: str) -> set[str]:
+    """Names in a checkpoint's safetensors; downloads what loading the model takes from the cache later."""
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        return set(json.loads(Path(index).read_text())["weight_map"])
+    weights = cached_file(name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    if weights is None:
+        return set()
+    with safe_open(weights, framework="pt") as file:
+        return set(file.keys())
 
 
 @contextmanager

@@ -143,19 +143,21 @@ def apply_hess(model: nn.Module, scores: HeadScores | None, config: HeSSConfig) 
         config: its field `scores` is not read here.
 
     Raises:
-        ValueError: unknown family, scores that do not fit or are missing, a layer index out of range, or an
-            attention whose forward somebody else has replaced.
+        ValueError: unknown family or one that runs dense only, scores that do not fit or are missing, a layer
+            index out of range, or an attention whose forward somebody else has replaced.
         RuntimeError: the model already has sparse attention.
         TypeError: scores of another type.
     """
     backbone = find_backbone(model)
+    if backbone.dense_only is not None:
+        raise ValueError(f"{backbone.name} cannot have sparse attention: {backbone.dense_only}")
     attentions = backbone.global_attentions(model)
     if "hess" in model.__dict__ or any(isinstance(attn, HeSSAttention) for attn in attentions.values()):
         raise RuntimeError("this model already has sparse attention; call model.hess.remove() first.")
     _check_applicable(attentions, scores, config)
     size = (len(attentions), backbone.num_heads(next(iter(attentions.values()))))
     weights = _head_weights(model, backbone, scores, config)
-    recorder = LayoutRecorder(backbone, model)
+    recorder = LayoutRecorder(backbone)
     replacements = []
     for layer, (name, attn) in enumerate(attentions.items()):
         if layer not in config.dense_layers:
@@ -207,7 +209,9 @@ def _head_weights(
         head_dim=backbone.head_dim(attentions[0]),
         weights_sha256=backbone.weights_sha256(model) if scores.info.weights_sha256 else None,
     )
-    return None if config.allocation == "uniform" else scores.weights(config.camera_weight).tolist()
+    if config.allocation == "uniform":
+        return None
+    return scores.weights(config.camera_weight, config.projection, config.normalization).tolist()
 
 
 def _places(model: nn.Module, child: nn.Module) -> tuple[tuple[nn.Module, str], ...]:

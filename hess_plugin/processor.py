@@ -33,9 +33,9 @@ _NOT_FINITE = (
 class HeSSAttentionProcessor:
     """Attention of one global layer over the blocks that its heads can afford.
 
-    Special tokens are never skipped: as queries they attend to every token, as keys every query attends to
-    them. Patch queries attend to selected blocks of patch keys (`select`). Plain data: it can be pickled and
-    copied, and adds nothing to a model's state dict.
+    Special tokens, and tokens after all views, are never skipped: as queries they attend to every token, as
+    keys every query attends to them. Patch queries attend to selected blocks of patch keys (`select`). Plain
+    data: it can be pickled and copied, and adds nothing to a model's state dict.
 
     Attributes:
         kept_blocks: [B, H] int64 on the device of the last call, the blocks each head attended to; else None.
@@ -76,7 +76,7 @@ class HeSSAttentionProcessor:
         Under autocast q, k and v are first cast to its dtype, as PyTorch's own attention does.
 
         Args:
-            q: [B, H, T, D] queries after qk-norm and RoPE; tokens are ordered by view, special tokens first.
+            q: [B, H, T, D] queries after qk-norm and RoPE, in the order of `layout`.
             k: [B, H, T, D] keys, likewise.
             v: [B, H, T, D] values.
             layout: How T divides into views, special and patch tokens.
@@ -89,9 +89,10 @@ class HeSSAttentionProcessor:
                 k is not finite (on CUDA a device-side assertion, so that no layer waits for the GPU).
         """
         if q.ndim != 4 or q.shape[2] != layout.num_tokens:
+            more = f" and {layout.num_trailing_tokens} after them" if layout.num_trailing_tokens else ""
             raise ValueError(
                 f"q has shape {list(q.shape)}, the layout has {layout.num_views} views of "
-                f"{layout.tokens_per_view} tokens; q must be [B, H, {layout.num_tokens}, D]."
+                f"{layout.tokens_per_view} tokens{more}; q must be [B, H, {layout.num_tokens}, D]."
             )
         _require_finite(q, k)
         if torch.is_autocast_enabled(q.device.type):
@@ -182,14 +183,24 @@ def _require_finite(q: Tensor, k: Tensor) -> None:
 
 
 def _split(x: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
-    """[B, H, T, D] -> special tokens [B, H, V * S, D] and patch tokens of all views [B, H, N, D]."""
-    views = x.unflatten(2, (layout.num_views, layout.tokens_per_view))
-    special = layout.num_special_tokens
-    return views[:, :, :, :special].flatten(2, 3), views[:, :, :, special:].flatten(2, 3)
+    """[B, H, T, D] -> tokens never masked (special of all views, trailing), and patch tokens [B, H, N, D]."""
+    trailing = layout.num_trailing_tokens
+    in_views, after = x.split([layout.num_tokens - trailing, trailing], dim=2)
+    views = in_views.unflatten(2, (layout.num_views, layout.tokens_per_view))
+    sizes = [layout.num_special_tokens, layout.patches_per_view]
+    if layout.special_last:
+        patch, special = views.split(sizes[::-1], dim=3)
+    else:
+        special, patch = views.split(sizes, dim=3)
+    return torch.cat([special.flatten(2, 3), after], dim=2), patch.flatten(2, 3)
 
 
 def _join(special: Tensor, patch: Tensor, layout: TokenLayout) -> Tensor:
     """The inverse of `_split`."""
+    trailing = layout.num_trailing_tokens
+    special, after = special.split([special.shape[2] - trailing, trailing], dim=2)
     special = special.unflatten(2, (layout.num_views, layout.num_special_tokens))
     patch = patch.unflatten(2, (layout.num_views, layout.patches_per_view))
-    return torch.cat([special, patch], dim=3).flatten(2, 3)
+    parts = [patch, special] if layout.special_last else [special, patch]
+    in_views = torch.cat(parts, dim=3).flatten(2, 3)
+    return torch.cat([in_views, after], dim=2) if trailing else in_views

@@ -1,129 +1,130 @@
-"""Head sensitivity scores: raw Fisher traces of every head, their weights, and the sidecar files.
+"""Head sensitivity scores: raw Fisher traces of every head, and the weights made of them.
 
-A sidecar is `hess_config.json` beside `hess_scores.safetensors`. It keeps the traces of each calibration
-scene, so that mixture, normalisation and confidence intervals are choices of whoever loads it.
+The traces of each calibration scene are kept, so that mixture, normalisation, choice of projection and
+confidence intervals are up to whoever loads them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-import platform
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .config import _Checked
+from .config import NORMALIZATIONS, Normalization, Projection
 from .errors import input_errors
+from .scores_io import (
+    CONFIG_FILE,
+    ERRORS,
+    FORMAT_VERSION,
+    SCORES_FILE,
+    ScoresInfo,
+    read_sidecar,
+    trace_name,
+    trace_names,
+    write_sidecar,
+)
 
-FORMAT_VERSION = 1
-CONFIG_FILE, SCORES_FILE = "hess_config.json", "hess_scores.safetensors"
-ERRORS = ("camera", "points")  # e_cam of Eq. 2 and e_pc of Eq. 4; traces are of W_Q
-_TENSORS = tuple(f"{kind}.{error}" for kind in ("fisher_trace", "scene_trace") for error in ERRORS)
+if TYPE_CHECKING:
+    from .upload import Pushed
+
+__all__ = [
+    "CONFIG_FILE", "ERRORS", "FORMAT_VERSION", "SCORES_FILE",
+    "HeadScores", "ScoresInfo", "head_weights", "trace_name", "trace_names",
+]  # fmt: skip
 
 
-def _software_versions() -> dict[str, str]:
-    packages = ("hess-plugin", "torch", "transformers")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+def head_weights(
+    camera: Tensor, points: Tensor, camera_weight: float, normalization: Normalization = "sum"
+) -> Tensor:
+    """HeSS of every head from the traces t of the two errors: non-negative, each layer's heads sum to 1.
+
+    - "sum" (Eq. 7 to 9): s_e(h) = t_e(h) / Σ t_e over the layer, HeSS = λ s_cam + (1-λ) s_pc.
+    - "linear": raw traces are mixed, λ t_cam + (1-λ) t_pc, and divided by their sum over the layer. The error
+      of the larger traces outweighs the other.
+    - "softmax": s_e = softmax of t_e / mean t_e over the layer, mixed as in "sum".
+    - "log": s_e(h) = log(1 + t_e(h) / mean t_e), divided by its sum over the layer, mixed as in "sum".
+
+    The paper names the last three (Table 1) without defining them. A softmax of raw traces would be one-hot
+    or even, and a logarithm negative or linear, depending only on the unit of the traces: that of the scene,
+    the error and the weights. In units of the layer's mean trace, 1 is the average head whatever the unit.
+    So a factor on one error or one layer changes nothing, except in "linear", whose point it is; there a
+    factor common to both errors changes nothing. Compared with "sum", log evens out; softmax gives nearly all
+    to a dominant head, but never nothing to any.
+
+    Args:
+        camera: [..., L, H] float64, tr(F) of the camera error; no layer all zero unless λ is 0.
+        points: the same of the point error; no layer all zero unless λ is 1.
+        camera_weight: λ of Eq. 9, in [0, 1]; an error of weight 0 is not read.
+        normalization: as above.
+
+    Returns:
+        [..., L, H] float64.
+
+    Example:
+        >>> camera, points = torch.tensor([[1.0, 3.0]]), torch.tensor([[9.0, 3.0]])
+        >>> head_weights(camera, points, 0.5).tolist()
+        [[0.5, 0.5]]
+        >>> head_weights(camera, points, 0.5, "linear").tolist()
+        [[0.625, 0.375]]
+    """
+    parts = [(weight, t) for weight, t in ((camera_weight, camera), (1 - camera_weight, points)) if weight]
+    if normalization == "linear":
+        mixed = torch.stack([weight * t for weight, t in parts]).sum(0)
+        return mixed / mixed.sum(-1, keepdim=True)
+    return torch.stack([weight * _shares(t, normalization) for weight, t in parts]).sum(0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoresInfo(_Checked):
-    """Where scores come from and which models they fit: the fields of `hess_config.json`."""
-
-    backbone: str  # name of the model family
-    num_layers: int  # L: global attentions
-    num_heads: int  # H
-    head_dim: int  # D
-    dataset: str  # calibration set
-    scene_ids: tuple[str, ...]  # N calibration scenes, in the order of the traces
-    num_views: int  # views per scene
-    seed: int
-    camera_weight: float  # λ of Eq. 9 recommended to users
-    calibration: dict[str, Any] = field(default_factory=dict)  # settings of the two errors
-    base_model: str | None = None  # repository or folder of the calibrated checkpoint
-    base_revision: str | None = None  # its commit
-    weights_sha256: str | None = None  # fingerprint of its global attentions
-    versions: dict[str, str] = field(default_factory=_software_versions)
-    format_version: int = FORMAT_VERSION
-
-    def __post_init__(self) -> None:
-        ids = self.scene_ids
-        if isinstance(ids, str) or not ids or len({i for i in ids if isinstance(i, str)}) != len(ids):
-            raise ValueError(f"scene_ids must be different strings, at least one, got {ids!r}.")
-        object.__setattr__(self, "scene_ids", tuple(ids))
-        self._positive_int("num_layers", "num_heads", "head_dim", "num_views", "format_version")
-        self._positive_int("seed", at_least=0)
-        self._in_unit_interval("camera_weight")
-        kinds: dict[str, Any] = {"backbone": str, "dataset": str, "camera_weight": int | float}
-        kinds |= dict.fromkeys(("base_model", "base_revision", "weights_sha256"), str | None)
-        for name, kind in (kinds | dict.fromkeys(("calibration", "versions"), dict)).items():
-            if not isinstance(getattr(self, name), kind) or getattr(self, name) == "":
-                raise ValueError(f"{name} has an impossible value: {getattr(self, name)!r}.")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from parsed JSON; ValueError on a newer format, an unknown, missing or impossible field."""
-        if not isinstance(values, dict):
-            raise ValueError(f"must hold a JSON object, got {type(values).__name__}.")
-        given = values.get("format_version")
-        if isinstance(given, int) and given > FORMAT_VERSION:
-            raise ValueError(
-                f"format_version is {given}, this version reads up to {FORMAT_VERSION}; upgrade hess-plugin."
-            )
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in values]
-        if missing:
-            raise ValueError(f"lacks the key{'s' * (len(missing) > 1)} {', '.join(missing)}.")
-        return super().from_dict(values)
-
-    def to_json(self) -> str:
-        """The text of `hess_config.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+def _shares(traces: Tensor, normalization: Normalization) -> Tensor:
+    """What each head has of its layer, [..., L, H], for one error."""
+    relative = traces / traces.mean(-1, keepdim=True)
+    if normalization == "softmax":
+        return relative.softmax(-1)
+    values = relative.log1p() if normalization == "log" else traces
+    return values / values.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadScores:
     """Fisher traces of every global-attention head on every calibration scene.
 
-    Raises ValueError unless both errors have finite, non-negative traces of shape [N, L, H] as `info` says.
+    Raises ValueError unless every trace that `info.projections` promises is there, finite and non-negative,
+    and of the shape [N, L, H] that `info` says.
 
     Example:
-        >>> info = ScoresInfo(backbone="vggt", num_layers=1, num_heads=2, head_dim=64, dataset="toy",
-        ...                   scene_ids=("a",), num_views=2, seed=0, camera_weight=0.5)
+        >>> info = ScoresInfo(backbone="vggt", num_layers=1, num_heads=2, head_dim=64, dataset="toy", seed=0,
+        ...                   scene_ids=("a",), view_ids=(("0", "1"),), num_views=2, camera_weight=0.5)
         >>> traces = {"camera": torch.tensor([[[1.0, 3.0]]]), "points": torch.tensor([[[5.0, 5.0]]])}
         >>> scores = HeadScores(traces, info)
         >>> scores.weights().tolist(), scores.weights(camera_weight=1).tolist()
         ([[0.375, 0.625]], [[0.25, 0.75]])
     """
 
-    scene_traces: Mapping[str, Tensor]  # "camera" and "points": [N, L, H] float64 on the CPU
+    scene_traces: Mapping[str, Tensor]  # [N, L, H] float64 on the CPU by `trace_name`; "camera": of W_Q
     info: ScoresInfo
 
     def __post_init__(self) -> None:
-        if set(self.scene_traces) != set(ERRORS):
-            raise ValueError(f"scene_traces must have {ERRORS}, got {tuple(self.scene_traces)}.")
+        names = trace_names(self.info.projections)
+        if set(self.scene_traces) != set(names):
+            raise ValueError(f"scene_traces must have {names}, got {tuple(self.scene_traces)}.")
         shape = (len(self.info.scene_ids), self.info.num_layers, self.info.num_heads)
-        traces = {error: self.scene_traces[error].detach().to("cpu", torch.float64) for error in ERRORS}
-        for error, trace in traces.items():
+        traces = {name: self.scene_traces[name].detach().to("cpu", torch.float64) for name in names}
+        for name, trace in traces.items():
             if tuple(trace.shape) != shape:
                 raise ValueError(
-                    f"scene_trace.{error} must be [scenes, layers, heads] = {list(shape)} by scene_ids, "
+                    f"scene_trace.{name} must be [scenes, layers, heads] = {list(shape)} by scene_ids, "
                     f"num_layers and num_heads, got {list(trace.shape)}."
                 )
             bad = ~(torch.isfinite(trace) & (trace >= 0))
             if bad.any():
                 scene, layer, head = bad.nonzero()[0].tolist()
                 raise ValueError(
-                    f"scene_trace.{error} must be finite and >= 0, got {trace[scene, layer, head]}, "
+                    f"scene_trace.{name} must be finite and >= 0, got {trace[scene, layer, head]}, "
                     f"in layer {layer}, head {head}, scene {self.info.scene_ids[scene]!r}; calibrate again."
                 )
         object.__setattr__(self, "scene_traces", traces)
@@ -134,34 +135,48 @@ class HeadScores:
 
     @property
     def fisher_trace(self) -> dict[str, Tensor]:
-        """tr(F) of Eq. 5 and 6, the mean over scenes: "camera" and "points", [L, H] float64."""
-        return {error: trace.mean(0) for error, trace in self.scene_traces.items()}
+        """tr(F) of Eq. 5 and 6, the mean over scenes: by `trace_name`, [L, H] float64."""
+        return {name: trace.mean(0) for name, trace in self.scene_traces.items()}
 
-    def weights(self, camera_weight: float | None = None) -> Tensor:
-        """HeSS (Eq. 7 to 9), [L, H] float64: each error's traces as shares of their layer, then mixed.
+    def weights(
+        self,
+        camera_weight: float | None = None,
+        projection: Projection = "query",
+        normalization: Normalization = "sum",
+    ) -> Tensor:
+        """HeSS, [L, H] float64: non-negative, the heads of a layer sum to 1.
 
         Args:
             camera_weight: λ; None takes the recommended one. An error with weight 0 is not read.
+            projection: whose traces: of W_Q (the paper's choice), W_K or W_V.
+            normalization: how two traces become a weight, see `head_weights`.
 
         Raises:
-            ValueError: a layer whose traces are all zero. An error that does not depend on a layer's queries
-                is the sign of a broken calibration, which equal weights would hide.
+            ValueError: a setting out of range, a projection that was not calibrated, or a layer whose traces
+                are all zero. An error that does not depend on a layer's heads is the sign of a broken
+                calibration, which equal weights would hide.
         """
         share = self.info.camera_weight if camera_weight is None else camera_weight
         if not 0 <= share <= 1:
             raise ValueError(f"camera_weight must be in [0, 1], got {share!r}.")
-        mixed = torch.zeros(self.info.num_layers, self.info.num_heads, dtype=torch.float64)
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {normalization!r}.")
+        if projection not in self.info.projections:
+            raise ValueError(
+                f"no traces of the {projection} projection; these scores have "
+                f"{', '.join(self.info.projections)}. "
+                f"Calibrate with CalibrationConfig(projections=('query', {projection!r}))."
+            )
+        traces = {error: self.scene_traces[trace_name(error, projection)].mean(0) for error in ERRORS}
         for error, weight in zip(ERRORS, (share, 1 - share), strict=True):
-            trace = self.fisher_trace[error]
-            total = trace.sum(1, keepdim=True)
-            if weight and not total.all():
-                layer = int((total == 0).nonzero()[0, 0])
+            silent = (traces[error] == 0).all(1)
+            if weight and silent.any():
                 raise ValueError(
-                    f"fisher_trace.{error} of global layer {layer} is zero for every head, so its heads have "
-                    "no order; calibrate again, or give this error no weight (camera_weight 0 or 1)."
+                    f"fisher_trace.{trace_name(error, projection)} of global layer "
+                    f"{int(silent.nonzero()[0])} is zero for every head, so its heads have no order; "
+                    "calibrate again, or give this error no weight (camera_weight 0 or 1)."
                 )
-            mixed += weight * trace / total if weight else 0
-        return mixed
+        return head_weights(traces["camera"], traces["points"], share, normalization)
 
     def check_fit(
         self, *, backbone: str, num_layers: int, num_heads: int, head_dim: int, weights_sha256: str | None
@@ -188,63 +203,26 @@ class HeadScores:
             )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the two files into a folder, made if needed; a reader never sees half a file."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = self.info.to_json()
-        tensors = {f"scene_trace.{error}": trace.contiguous() for error, trace in self.scene_traces.items()}
-        tensors |= {f"fisher_trace.{error}": trace for error, trace in self.fisher_trace.items()}
-        # The text in the metadata makes the weights file self-describing, and ties the two files together.
-        metadata = {"format": "pt", CONFIG_FILE: text}
-        _write(folder / SCORES_FILE, safetensors.torch.save(tensors, metadata))
-        _write(folder / CONFIG_FILE, text.encode())
+        """Write the two files into a folder, made if needed; a reader never sees half a file.
+
+        The bytes depend on traces and info alone, so equal scores are equal files.
+        """
+        write_sidecar(Path(folder), self.info, self.scene_traces)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Read the two files of a folder.
 
         Raises:
-            ValueError: a file is missing, cut short or of a newer format, a field is unknown, missing or
-                impossible, or the two files are not of one calibration; names the file and the field.
+            ValueError: a file is missing, cut short, changed or of a newer format, a field is unknown,
+                missing or impossible, or the two files are not of one calibration; names file and field.
         """
-        config_path, scores_path = Path(folder) / CONFIG_FILE, Path(folder) / SCORES_FILE
-        for path in (config_path, scores_path):
-            if not path.is_file():
-                raise ValueError(f"{path}: no such file; scores are {CONFIG_FILE} beside {SCORES_FILE}.")
-        with input_errors(ValueError, prefix=f"{config_path}: "):
-            info = ScoresInfo.from_dict(json.loads(config_path.read_text(encoding="utf-8")))
-        with input_errors(ValueError, SafetensorError, prefix=f"{scores_path}: "):
-            tensors, written_with = _read_tensors(scores_path)
-            if json.loads(written_with) != json.loads(info.to_json()):
-                raise ValueError(f"was written with another {CONFIG_FILE} than lies beside it.")
-            scores = cls({error: tensors[f"scene_trace.{error}"] for error in ERRORS}, info)
-            for error, mean in scores.fisher_trace.items():
-                stored = tensors[f"fisher_trace.{error}"]
-                if stored.shape != mean.shape or not torch.allclose(stored, mean, rtol=1e-9, atol=0):
-                    raise ValueError(f"fisher_trace.{error} is not the mean of scene_trace.{error}.")
-        return scores
+        info, traces = read_sidecar(Path(folder))
+        with input_errors(ValueError, prefix=f"{Path(folder) / SCORES_FILE}: "):
+            return cls(traces, info)
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
+        """Push to a repository of its own, or with `alias=` into a model's: see `publish.push_to_hub`."""
+        from .publish import push_to_hub
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that the path holds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The four tensors, and the text of the configuration that they were written with."""
-    with safe_open(path, framework="pt") as file:
-        names, metadata = set(file.keys()), file.metadata() or {}
-        if names != set(_TENSORS):
-            raise ValueError(f"must hold the tensors {', '.join(_TENSORS)}, got {', '.join(sorted(names))}.")
-        if CONFIG_FILE not in metadata:
-            raise ValueError(f"its metadata lack {CONFIG_FILE}; write it with HeadScores.save.")
-        tensors = {name: file.get_tensor(name) for name in _TENSORS}
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float64:
-            raise ValueError(f"{name} must be float64, got {str(tensor.dtype).removeprefix('torch.')}.")
-    return tensors, metadata[CONFIG_FILE]
+        return push_to_hub(self, repo_id, **options)

@@ -2,25 +2,22 @@
 
 A sidecar is the pair `hess_config.json` + `hess_scores.safetensors`. It lies at the root of a model folder or
 of a repository of its own, or under `hess/<alias>/` of a model, where no loader takes it for weights.
-Nothing else in the package opens the network; the weights themselves are fetched by the model's own library.
+Only this module and `upload` open the network; the weights are fetched by the model's own library.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .config import HeSSConfig
-from .errors import InputError
+from .errors import InputError, input_errors
+from .files import staged_folder
 from .scores import CONFIG_FILE, SCORES_FILE, HeadScores
-
-if TYPE_CHECKING:
-    from .patch import HeSSHandle
 
 # Known sidecar repositories: alias -> {base model id: "org/repo[@revision][:alias]"}. None is published yet.
 KNOWN_SIDECARS: dict[str, dict[str, str]] = {}
@@ -33,7 +30,12 @@ FORMS = (
     "or None (dense)"
 )
 _NAME = r"[A-Za-z0-9][\w.-]*"
-_ALIAS = re.compile(_NAME)
+_CALIBRATE = (
+    "Calibrate with `python -m hess_plugin.calibrate --model {model} --dataset folder --root SCENES --out "
+    "scores/`, then pass hess='./scores'."
+)
+ALIAS = re.compile(_NAME)
+REPOSITORY_NAME = re.compile(f"{_NAME}/{_NAME}")
 _REPOSITORY = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^:@\s]+))?(?::(?P<alias>{_NAME}))?")
 _SIDECAR_PATH = re.compile(rf"(hess/{_NAME}/)?({'|'.join(map(re.escape, SIDECAR_FILES))})")
 
@@ -74,12 +76,14 @@ def resolve(
     if wanted is not True and not isinstance(wanted, str | os.PathLike):
         raise TypeError(f"hess= does not take {wanted!r}; it takes {FORMS}.")
     tried: list[str] = []
+    certain = True
     for place, alias in _places(wanted, base, revision, access):
         try:
             return Sidecar(HeadScores.load(place.find(alias)), config)
         except NotHere as answer:
             tried.append(f"{place}: {answer}")
-            if not answer.certain:  # it may hold what was asked for; the next place could hold other scores
+            certain = answer.certain
+            if not certain:  # it may hold what was asked for; the next place could hold other scores
                 break
     if _is_alias(wanted):
         tried.append(f"the packaged index: {_index_answer(wanted, base)}")
@@ -87,23 +91,40 @@ def resolve(
     looked_at = looked_at or "no place, since the model comes from neither a repository nor a folder"
     raise InputError(
         f"no HeSS scores for hess={wanted!r} of the model {str(base or 'MODEL')!r}. Looked at {looked_at}. "
-        f"Calibrate with `python -m hess_plugin.calibrate --model {base or 'MODEL'} --dataset folder --root "
-        "SCENES --out scores/`, then pass hess='./scores'."
+        + (_CALIBRATE.format(model=base or "MODEL") if certain else "They may be there: try again later.")
     )
 
 
-def upload_sidecar(
-    handle: HeSSHandle, repo_id: str, revision: str | None = None, token: str | bool | None = None
-) -> None:
-    """Commit the scores of a loaded model to a repository, as `hess/<alias>/`; without scores do nothing."""
-    from huggingface_hub import HfApi
+def pull(name: str, out: str | os.PathLike[str], **access: Any) -> HeadScores:
+    """Copy the sidecar of a repository into a folder: both files or none, after reading them.
 
-    with tempfile.TemporaryDirectory() as folder:
-        handle.save_pretrained(folder)
-        if any(Path(folder).iterdir()):
-            HfApi(token=token).upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, commit_message="Upload HeSS scores"
-            )
+    Args:
+        name: "org/repo[@revision][:alias]".
+        out: new or empty folder; one that holds these very files already is left as it is.
+        **access: `token`, `cache_dir`, `force_download`, `local_files_only`, as huggingface_hub takes them.
+
+    Raises:
+        InputError: no such scores, scores that cannot be read, or a folder that holds something else.
+    """
+    match = _REPOSITORY.fullmatch(name)
+    if match is None:
+        raise InputError(f"{name!r} is no repository; scores are pulled from org/repo[@revision][:alias].")
+    place = Place(match["repo"], False, match["revision"], access)
+    try:
+        source = place.find(match["alias"])
+    except NotHere as answer:
+        raise InputError(f"cannot pull {name}: {place}: {answer}.") from answer
+    scores, out = HeadScores.load(source), Path(out).expanduser()
+    contents = {file: (source / file).read_bytes() for file in SIDECAR_FILES}
+    present = {path.name: path for path in out.iterdir()} if out.is_dir() else {}
+    if all(file in present and present[file].read_bytes() == content for file, content in contents.items()):
+        return scores
+    if present:  # also the result of another command, which a staged folder would replace
+        raise InputError(f"{out} holds {min(present)!r} already; choose another --out.")
+    with staged_folder(out) as stage, input_errors(OSError, prefix=f"cannot write to {out}: "):
+        for file, content in contents.items():
+            (stage / file).write_bytes(content)
+    return scores
 
 
 class NotHere(Exception):
@@ -162,6 +183,7 @@ class Place:
         """Snapshot folder of one commit with the sidecars asked for; the names of all sidecar files in it."""
         from huggingface_hub import errors, get_cached_repo_tree, snapshot_download
 
+        uncached = (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError)
         patterns = [f"hess/{alias or '*'}/{name}" for name in SIDECAR_FILES]
         cache_dir = self.access.get("cache_dir")
         try:
@@ -175,19 +197,18 @@ class Place:
             )
             # Stored by this or an earlier download: offline, too, it tells "absent" from "not fetched".
             tree = get_cached_repo_tree(self.name, revision=snapshot.name, cache_dir=cache_dir)
-        except (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError) as error:
-            reason = (
-                "not in the cache, and the Hub was not reached (offline, local_files_only, or server down)"
-            )
-            raise NotHere(reason, certain=False) from error
         except errors.RevisionNotFoundError as error:
             raise NotHere(f"the revision {self.revision!r} does not exist") from error
         except errors.GatedRepoError as error:
             raise NotHere("gated; ask for access on its page and pass token=") from error
-        except errors.RepositoryNotFoundError as error:
-            raise NotHere(
-                "no such repository, or it is private and the token does not open it (token=)"
-            ) from error
+        except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+            reason = "no such repository, or it is private and the token does not open it (token=)"
+            raise NotHere(reason) from error
+        except errors.HfHubHTTPError as error:  # in the middle of a download
+            raise NotHere(f"the Hub answered {error.response.status_code}", certain=False) from error
+        except (*uncached, errors.HTTPError) as error:
+            reason = "not in the cache, and the Hub was not reached (offline, local_files_only, or down)"
+            raise NotHere(reason, certain=False) from error
         return snapshot, {file.path for file in tree if _SIDECAR_PATH.fullmatch(file.path)}
 
 
@@ -224,4 +245,4 @@ def _is_path(wanted: Any) -> bool:
 
 
 def _is_alias(wanted: Any) -> bool:
-    return isinstance(wanted, str) and _ALIAS.fullmatch(wanted) is not None
+    return isinstance(wanted, str) and ALIAS.fullmatch(wanted) is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,18 +39,29 @@ def format_scores(scores: HeadScores) -> str:
         "weights": info.weights_sha256 or "no fingerprint",
         "calibrated on": f"{len(info.scene_ids)} scenes x {info.num_views} views of {info.dataset}",
         "camera weight": f"{info.camera_weight:g}",
-        "settings": ", ".join(f"{key}={value}" for key, value in info.calibration.items()) or "none stated",
-        "software": ", ".join(f"{key} {value}" for key, value in info.versions.items()),
+        "projections": ", ".join(info.projections),
+        "settings": _listed(info.calibration, "="),
+        "dataset settings": _listed(info.dataset_settings, "="),
+        "software": _listed(info.versions, " "),
     }
     width = max(map(len, facts))
     lines = [f"{key.ljust(width)}  {value}" for key, value in facts.items()]
+    heading = f"Most sensitive heads (share of their layer; evenly spread it is {1 / info.num_heads:.2f})"
+    return "\n".join([*lines, "", heading, format_table(*top_heads(scores))])
+
+
+def _listed(values: Mapping[str, object], sign: str) -> str:
+    return ", ".join(f"{key}{sign}{value}" for key, value in values.items()) or "none stated"
+
+
+def top_heads(scores: HeadScores) -> tuple[list[str], list[list[str]]]:
+    """Headings and one row per layer: the most sensitive heads with their shares, all counted from 1."""
     shares = {"camera": scores.weights(1.0), "points": scores.weights(0.0), "both": scores.weights()}
     rows = []
-    for layer in range(info.num_layers):
-        top = [share[layer].topk(min(NUM_TOP_HEADS, info.num_heads)) for share in shares.values()]
+    for layer in range(scores.info.num_layers):
+        top = [share[layer].topk(min(NUM_TOP_HEADS, scores.info.num_heads)) for share in shares.values()]
         cells = [
             ", ".join(f"{int(head) + 1} ({share:.2f})" for share, head in zip(*t, strict=True)) for t in top
         ]
         rows.append([str(layer + 1), *cells])
-    heading = f"Most sensitive heads (share of their layer; evenly spread it is {1 / info.num_heads:.2f})"
-    return "\n".join([*lines, "", heading, format_table(["layer", *shares], rows)])
+    return ["layer", *shares], rows

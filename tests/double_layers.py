@@ -58,6 +58,90 @@ class Pi3Attention(VggtAttention):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
+class StreamAttention(VggtAttention):
+    """StreamVGGT's: a mask over whole sequences, or past keys and values view by view and a tuple out."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        pos: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        past_key_values: tuple[Tensor, Tensor] | None = None,
+        use_cache: bool = False,
+    ) -> Tensor:
+        assert past_key_values is None
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.rope(self.q_norm(q), pos), self.rope(self.k_norm(k), pos)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class KMaskedLinear(nn.Linear):
+    """A fused projection whose bias is multiplied by `bias_mask`, a buffer that removes the keys' bias."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 3 * dim)
+        self.register_buffer("bias_mask", torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias * self.bias_mask)
+
+
+class OmegaAttention(nn.Module):
+    """VGGT-Ω's, called attn(x, attn_bias=None, rope=None): qk-norm, masked bias, no rotation here."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = KMaskedLinear(dim)
+        self.q_norm, self.k_norm = (nn.LayerNorm(dim // num_heads) for _ in range(2))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, attn_bias: Tensor | None = None, rope: None = None) -> Tensor:
+        assert attn_bias is None
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class DepthAnythingAttention(VggtAttention):
+    """Depth Anything 3's, called attn(x, pos=pos, attn_mask=mask); early layers have no qk-norm or RoPE."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, pos: Tensor | None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None and pos is not None:
+            q, k = self.rope(q, pos), self.rope(k, pos)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class SharingAttention(nn.Module):
+    """MapAnything's, called attn(x, xpos): no qk-norm, no positions, optionally sharper by token count."""
+
+    def __init__(self, dim: int, num_heads: int, scalable: bool = False, entropy: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        self.proj, self.proj_drop = nn.Linear(dim, dim), nn.Dropout(0.0)
+        self.custom_positional_encoding = None
+        self.use_scalable_softmax, self.use_entropy_scaling = scalable, entropy
+        self.base_token_count_for_entropy_scaling, self.entropy_scaling_growth_factor = 444, 1.4
+
+    def forward(self, x: Tensor, xpos: object = None) -> Tensor:
+        count = torch.tensor(x.shape[1])
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.use_scalable_softmax:
+            q = q * count.log()
+        if self.use_entropy_scaling:
+            q = q * (1.4 * count.log() / torch.tensor(444).log()).sqrt()
+        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+
 class LayerScale(nn.Module):
     """Per-channel gain; 1 instead of 0.01, so that attention matters in an untrained model."""
 
@@ -81,15 +165,15 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; keyword arguments go to the attention."""
+    """Pre-norm transformer block; all further arguments go to the attention."""
 
     def __init__(self, dim: int, attn: nn.Module) -> None:
         super().__init__()
         self.norm1, self.attn, self.ls1 = nn.LayerNorm(dim), attn, LayerScale(dim)
         self.norm2, self.mlp, self.ls2 = nn.LayerNorm(dim), Mlp(dim), LayerScale(dim)
 
-    def forward(self, x: Tensor, **kwargs: Tensor) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x), **kwargs))
+    def forward(self, x: Tensor, *args: object, **kwargs: Tensor | None) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x), *args, **kwargs))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 

@@ -7,7 +7,8 @@ activation checkpointing while training, the mixin loader. Encoder and dense hea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from unittest import mock
 
 import torch
@@ -40,6 +41,9 @@ class Aggregator(nn.Module):
             return checkpoint(block, x, pos=pos, use_reentrant=False)
         return block(x, pos=pos)
 
+    def _attend_globally(self, block: nn.Module, x: Tensor, pos: Tensor, views: int) -> Tensor:
+        return self._run(block, x, pos)
+
     def forward(self, images: Tensor) -> tuple[list[Tensor], int]:
         batch, views, _, height, width = images.shape
         patches = self.patch_embed(((images - self._resnet_mean) / self._resnet_std).flatten(0, 1))
@@ -52,7 +56,8 @@ class Aggregator(nn.Module):
         for frame_block, global_block in zip(self.frame_blocks, self.global_blocks, strict=True):
             frame = self._run(frame_block, x, pos)
             merged = frame.unflatten(0, (batch, views)).flatten(1, 2)
-            merged = self._run(global_block, merged, pos.unflatten(0, (batch, views)).flatten(1, 2))
+            merged_pos = pos.unflatten(0, (batch, views)).flatten(1, 2)
+            merged = self._attend_globally(global_block, merged, merged_pos, views)
             x = merged.unflatten(1, (views, -1)).flatten(0, 1)
             outputs.append(torch.cat([frame, x], dim=-1).unflatten(0, (batch, views)))
         return outputs, self.patch_start_idx
@@ -190,7 +195,7 @@ class TinyPi3(nn.Module, PyTorchModelHubMixin):
             else:
                 merged = x.unflatten(0, (batch, views)).flatten(1, 2)
                 x = block(merged, xpos=pos.unflatten(0, (batch, views)).flatten(1, 2))
-                x = x.unflatten(1, (views, -1)).flatten(0, 1)
+                x = self._after_global(index, x.unflatten(1, (views, -1)).flatten(0, 1), views)
             outputs.append(x)
         x = torch.cat(outputs[-2:], dim=-1)
         decoders = (self.point_decoder, self.conf_decoder, self.camera_decoder)
@@ -198,6 +203,9 @@ class TinyPi3(nn.Module, PyTorchModelHubMixin):
             x = x.to(self.point_decoder.projects.weight.dtype)
             features = [decoder(x, pos)[:, self.patch_start_idx :] for decoder in decoders]
             return self._heads(*features, grid, views)
+
+    def _after_global(self, index: int, x: Tensor, views: int) -> Tensor:
+        return x
 
     def _heads(
         self, point: Tensor, conf: Tensor, camera: Tensor, grid: tuple[int, int], views: int
@@ -234,9 +242,10 @@ def tiny_native_vggt() -> nn.Module:
     return VggtModel(config)
 
 
-def tiny_native_pi3() -> nn.Module:
-    """The native `Pi3Model`; its small decoders have one fixed size, which is patched while it is built."""
-    from hess_plugin.models import Pi3Config, Pi3Model, configuration, pi3, pi3_heads
+@contextmanager
+def tiny_pi3_sizes() -> Iterator[None]:
+    """π³'s encoder and small decoders have fixed sizes: smaller ones, while a model is built or loaded."""
+    from hess_plugin.models import configuration, pi3, pi3_heads
 
     small = {"DECODER_DIM": 32, "DECODER_NUM_HEADS": 4, "DECODER_DEPTH": 1}
     with (
@@ -244,6 +253,14 @@ def tiny_native_pi3() -> nn.Module:
         mock.patch.multiple(pi3_heads, **small),
         mock.patch.object(pi3, "DECODER_DIM", 32),
     ):
+        yield
+
+
+def tiny_native_pi3() -> nn.Module:
+    """The native `Pi3Model`."""
+    from hess_plugin.models import Pi3Config, Pi3Model
+
+    with tiny_pi3_sizes():
         config = Pi3Config(
             img_size=16,
             patch_size=4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from hess_plugin import HeadScores, HeSSConfig
 from hess_plugin.backbones import find_backbone
 from hess_plugin.errors import InputError
-from hess_plugin.scores import CONFIG_FILE, SCORES_FILE, ScoresInfo
+from hess_plugin.scores import CONFIG_FILE, SCORES_FILE, ScoresInfo, trace_names
 from hess_plugin.sidecar import resolve
 
 SIDECAR = (CONFIG_FILE, SCORES_FILE)
@@ -26,27 +27,29 @@ def sparse(scores: object = True) -> HeSSConfig:
     return HeSSConfig(scores=scores, sparse_ratio=0.8, cdf_threshold=0.0, q_block_size=4, kv_block_size=4)
 
 
-def scores_of(model: nn.Module, dataset: str = "toy") -> HeadScores:
+def scores_of(model: nn.Module, dataset: str = "toy", **changes: Any) -> HeadScores:
     """Scores that fit the model; the name of the dataset seeds their values and tells sidecars apart."""
     backbone = find_backbone(model)
     attentions = list(backbone.global_attentions(model).values())
     heads = backbone.num_heads(attentions[0])
-    info = ScoresInfo(
-        backbone=backbone.name,
-        num_layers=len(attentions),
-        num_heads=heads,
-        head_dim=backbone.head_dim(attentions[0]),
-        dataset=dataset,
-        scene_ids=("a", "b"),
-        num_views=2,
-        seed=0,
-        camera_weight=0.5,
-        weights_sha256=backbone.weights_sha256(model),
-    )
+    values: dict[str, Any] = {
+        "backbone": backbone.name,
+        "num_layers": len(attentions),
+        "num_heads": heads,
+        "head_dim": backbone.head_dim(attentions[0]),
+        "dataset": dataset,
+        "scene_ids": ("a", "b"),
+        "view_ids": (("0", "1"), ("1", "2")),
+        "num_views": 2,
+        "seed": 0,
+        "camera_weight": 0.5,
+        "weights_sha256": backbone.weights_sha256(model),
+    }
+    info = ScoresInfo(**(values | changes))
     generator = torch.Generator().manual_seed(sum(dataset.encode()))
     traces = {
-        error: torch.rand(2, len(attentions), heads, generator=generator, dtype=torch.float64)
-        for error in ("camera", "points")
+        name: torch.rand(2, len(attentions), heads, generator=generator, dtype=torch.float64)
+        for name in trace_names(info.projections)
     }
     return HeadScores(traces, info)
 

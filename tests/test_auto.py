@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pickle
 import sys
 import zipfile
@@ -14,10 +15,22 @@ import pytest
 from sidecars import scores_of
 
 from hess_plugin import register, unregister
+from hess_plugin.errors import InputError
 from hess_plugin.hub import is_registered
 
 VGGT = "from doubles import TinyVGGT\n\n\nclass VGGT(TinyVGGT):\n    pass\n"
 PI3 = "from doubles import TinyPi3\n\n\nclass Pi3(TinyPi3):\n    pass\n"
+FAMILY = {
+    "vggt.models.vggt": VGGT,
+    "pi3.models.pi3": PI3,
+    "pi3.models.pi3x": "from doubles_family import TinyPi3X\n\n\nclass Pi3X(TinyPi3X):\n    pass\n",
+    "depth_anything_3.api": "from doubles_views import TinyDepthAnything3\n\n\n"
+    "class DepthAnything3(TinyDepthAnything3):\n    pass\n",
+    "mapanything.models": "from doubles_views import TinyMapAnything\n\n\n"
+    "class MapAnything(TinyMapAnything):\n    pass\n",
+    "streamvggt.models.streamvggt": "from doubles_family import TinyStreamVGGT\n\n\n"
+    "class StreamVGGT(TinyStreamVGGT):\n    pass\n",
+}
 
 
 @pytest.fixture
@@ -34,7 +47,8 @@ def write(tmp_path, monkeypatch):
     """write(module, source): a package on sys.path that is forgotten at the end of the test."""
 
     def forget() -> None:
-        for name in [name for name in sys.modules if name.split(".")[0] in ("vggt", "pi3")]:
+        packages = {name.split(".")[0] for name in FAMILY}
+        for name in [name for name in sys.modules if name.split(".")[0] in packages]:
             del sys.modules[name]
         importlib.invalidate_caches()
 
@@ -55,17 +69,44 @@ def load(module: str):
     return importlib.import_module(module)
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "source"), [("vggt.models.vggt", "VGGT", VGGT), ("pi3.models.pi3", "Pi3", PI3)]
-)
-def test_imported_later(auto, write, tmp_path, module, name, source):
-    write(module, source)
-    cls = getattr(load(module), name)
+@pytest.mark.parametrize("module", FAMILY)
+def test_imported_later(auto, write, tmp_path, module):
+    assert set(auto.KNOWN_CLASSES) == set(FAMILY)
+    write(module, FAMILY[module])
+    cls = getattr(load(module), auto.KNOWN_CLASSES[module])
     assert is_registered(cls)
     model = cls()
     model.save_pretrained(tmp_path / "model")
     scores = scores_of(model)
-    assert cls.from_pretrained(tmp_path / "model", hess=scores).hess.scores is scores
+    if cls.__name__ == "StreamVGGT":
+        with pytest.raises(ValueError, match="streamvggt cannot have sparse attention"):
+            cls.from_pretrained(tmp_path / "model", hess=scores)
+    else:
+        assert cls.from_pretrained(tmp_path / "model", hess=scores).hess.scores is scores
+
+
+def test_a_package_of_that_name(auto, write):
+    """`mapanything.models` is a folder whose `__init__` imports the class from further down."""
+    write("mapanything.__init__", "")
+    write("mapanything.models.model", FAMILY["mapanything.models"])
+    write("mapanything.models.__init__", "from .model import MapAnything\n")
+    assert is_registered(load("mapanything.models.model").MapAnything)
+
+
+def test_registered_depth_anything_swallows_nothing(auto, write, tmp_path):
+    """Its `__init__` takes any keyword: dense without a word, and `hess` in the config, if not registered."""
+    write("depth_anything_3.api", FAMILY["depth_anything_3.api"])
+    cls = load("depth_anything_3.api").DepthAnything3
+    original = cls()
+    original.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="nowhere"):
+        cls.from_pretrained(tmp_path / "model", hess=tmp_path / "nowhere")
+    model = cls.from_pretrained(tmp_path / "model", hess=scores_of(original))
+    model.save_pretrained(tmp_path / "again")
+    assert "hess" not in json.loads((tmp_path / "again" / "config.json").read_text())
+    assert cls.from_pretrained(tmp_path / "again", hess=True).hess.scores.info.dataset == "toy"
+    auto.disable()
+    assert not hasattr(cls.from_pretrained(tmp_path / "again", hess=True), "hess")
 
 
 def test_imported_before(auto, write):

@@ -25,8 +25,10 @@ def test_defaults_follow_the_paper() -> None:
         ({"sparse_ratio": "half"}, r"sparse_ratio must be in \[0, 1\], got 'half'"),
         ({"camera_weight": 2}, r"camera_weight must be in \[0, 1\], got 2"),
         ({"allocation": "random"}, "allocation must be one of hess, uniform, reverse; got 'random'"),
+        ({"projection": "output"}, "projection must be one of query, key, value; got 'output'"),
+        ({"normalization": "max"}, "normalization must be one of sum, linear, softmax, log; got 'max'"),
         ({"cdf_rule": "below"}, "cdf_rule must be one of"),
-        ({"backend": "cuda"}, "backend must be one of"),
+        ({"backend": "cuda"}, "backend must be one of auto, triton, flex, reference; got 'cuda'"),
         ({"q_block_size": 0}, "q_block_size must be an integer of at least 1, got 0"),
         ({"kv_block_size": 64.0}, "kv_block_size must be an integer"),
         ({"dense_below_tokens": -1}, "dense_below_tokens must be an integer of at least 0"),
@@ -48,11 +50,29 @@ def test_bad_sparsification_settings(values: dict, message: str) -> None:
         ({"min_confidence_quantile": 1.5}, r"min_confidence_quantile must be in \[0, 1\]"),
         ({"point_source": "mesh"}, "point_source must be one of"),
         ({"seed": True}, "seed must be an integer"),
+        ({"precision": "float16"}, "precision must be one of float32, bfloat16; got 'float16'"),
+        ({"min_fitness": 1.1}, r"min_fitness must be in \[0, 1\], got 1.1"),
+        ({"camera_weight": -1}, r"camera_weight must be in \[0, 1\], got -1"),
+        ({"truth": "mesh"}, "truth must be one of depth, cloud; got 'mesh'"),
+        ({"neighbors": "kd-tree"}, "neighbors must be one of exact, faiss"),
+        ({"icp": "no"}, "icp must be True or False, got 'no'"),
+        ({"projections": ("key",)}, r"projections must be 'query' and more of \(.*\), got \('key',\)"),
+        ({"projections": ("query", "query")}, "projections must be"),
+        ({"projections": ("query", "output")}, "projections must be"),
+        ({"projections": "query"}, "projections must be .* got 'query'"),
     ],
 )
 def test_bad_calibration_settings(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CalibrationConfig(**values)
+
+
+def test_order_of_projections_is_nothing() -> None:
+    """Equal settings are equal, so that they give equal files."""
+    chosen = CalibrationConfig(projections=["value", "query"])  # type: ignore[arg-type]
+    assert chosen.projections == ("query", "value")
+    assert chosen == CalibrationConfig(projections=("query", "value"))
+    assert CalibrationConfig().projections == ("query",)  # the paper's choice
 
 
 def test_unknown_key_lists_the_known_ones() -> None:

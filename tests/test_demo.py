@@ -281,7 +281,7 @@ class TestBadInput:
         save_file(
             {"fc.weight": torch.zeros(2, 2)}, tmp_path / "strange" / "model.safetensors", {"format": "pt"}
         )
-        self.fails(replace(settings, model=str(tmp_path / "strange")), "is no VGGT checkpoint: it lacks")
+        self.fails(replace(settings, model=str(tmp_path / "strange")), "is no VggtModel checkpoint: it lacks")
 
     def test_unknown_device(self, settings: DemoSettings) -> None:
         self.fails(replace(settings, device="abacus"), "cannot use the device 'abacus'")

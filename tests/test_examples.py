@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from hess_plugin.datasets.synthetic import draw_numbers, render_scenes
+from hess_plugin.evaluation.measurements import read_measurements
 from hess_plugin.models.vggt import VggtModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "muon", "compare_allocations")
+NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "muon", "compare_allocations", "benchmark_calibration")
 
 
 @pytest.fixture(autouse=True)
@@ -172,10 +174,29 @@ class TestMuon:
 
 
 class TestComparison:
-    def test_table(self, examples, capsys: pytest.CaptureFixture[str]) -> None:
-        examples["compare_allocations"].main(["--scenes", "2", "--views", "4", "--density", "0.5"])
+    def test_table(self, examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ["--scenes", "2", "--views", "4", "--density", "0.5", "--out", str(tmp_path / "out.json")]
+        examples["compare_allocations"].main(options)
         heading, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
         assert heading[0] == "density"
         density = {row[0]: float(row[1]) for row in rows}
         assert density["dense"] == 1
         assert density["uniform"] == density["hess"] == density["reverse"] < 0.6
+        measured = {(each.method, each.metric): each for each in read_measurements(tmp_path / "out.json")}
+        assert len(measured) == 4 * 3
+        for method, _, auc, ate, point_error, *_ in rows:
+            printed = {"auc_30": auc, "ate": ate, "point_error": point_error}
+            assert {name: f"{measured[method, name].value:.4f}" for name in printed} == printed
+            assert f"{measured[method, 'ate'].density:.4f}" == f"{density[method]:.4f}"
+        assert measured["hess", "ate"].command.endswith("--scenes 2 --views 4 --density 0.5")
+
+
+class TestBenchmark:
+    def test_report(self, examples, capsys: pytest.CaptureFixture[str]) -> None:
+        options = "--tiny --scenes 3 --views 3 --width 28 --no-icp"
+        examples["benchmark_calibration"].main(options.split())
+        *_, machine, model, rank, total = capsys.readouterr().out.splitlines()
+        assert machine.startswith(f"1 x cpu, torch {torch.__version__}")
+        assert "3 views of 28 x 28 pixels, float32, neighbors exact, ICP off" in model
+        assert re.fullmatch(r"rank 0: 3 scenes, both errors in \d+\.\d\d s .* peak \d+\.\d\d GB", rank)
+        assert re.fullmatch(r"total: 3 scenes in (.*) s = (.*) s per scene; .*", total)

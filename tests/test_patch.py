@@ -60,6 +60,15 @@ class TestApply:
                 found = [attn.processor.head_weights for attn in attentions(model)]
             assert found == [tuple(row) for row in scores.weights(camera_weight).tolist()]
 
+    def test_projection_and_normalization_choose_the_weights(self, model: nn.Module) -> None:
+        scores = scores_of(model, projections=("query", "key"))
+        config = HeSSConfig(projection="key", normalization="log")
+        with apply_hess(model, scores, config):
+            found = [attn.processor.head_weights for attn in attentions(model)]
+        assert found == [tuple(row) for row in scores.weights(None, "key", "log").tolist()]
+        with pytest.raises(ValueError, match="no traces of the value projection"):
+            apply_hess(model, scores, HeSSConfig(projection="value"))
+
     def test_sensitive_heads_keep_more(self, model: nn.Module) -> None:
         patched(model)
         outputs(model)

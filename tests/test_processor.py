@@ -14,17 +14,21 @@ from torch.nn import functional as F
 
 from hess_plugin.backbones.base import TokenLayout
 from hess_plugin.config import HeSSConfig
-from hess_plugin.processor import HeSSAttentionProcessor, select
+from hess_plugin.processor import HeSSAttentionProcessor, _join, _split, select
 
 SMALL = HeSSConfig(q_block_size=16, kv_block_size=8)  # several blocks in few tokens
 WEIGHTS = (0.5, 0.02, 0.2, 0.28)
-# Patches per view: odd, not a multiple of the blocks, one view, no special tokens.
+# Patches per view: odd, not a multiple of the blocks, one view, no special tokens; special tokens after the
+# patches, and tokens after all views.
 LAYOUTS = [
     TokenLayout(3, 5, (5, 7)),
     TokenLayout(4, 5, (4, 8)),
     TokenLayout(1, 5, (3, 5)),
     TokenLayout(2, 1, (9, 9)),
     TokenLayout(2, 0, (5, 5)),
+    TokenLayout(3, 1, (5, 7), special_last=True, num_trailing_tokens=1),
+    TokenLayout(2, 0, (5, 5), special_last=True, num_trailing_tokens=1),
+    TokenLayout(3, 17, (3, 5), num_trailing_tokens=2),
 ]
 
 
@@ -37,8 +41,11 @@ def tokens(layout: TokenLayout, batch: int = 1, heads: int = 4, seed: int = 0, s
 
 
 def is_special(layout: TokenLayout) -> Tensor:
-    """[T] bool."""
-    return (torch.arange(layout.num_tokens) % layout.tokens_per_view) < layout.num_special_tokens
+    """[T] bool: tokens that are never masked."""
+    index = torch.arange(layout.num_tokens)
+    place = index % layout.tokens_per_view
+    in_view = place >= layout.patches_per_view if layout.special_last else place < layout.num_special_tokens
+    return in_view | (index >= layout.num_views * layout.tokens_per_view)
 
 
 def patches(x: Tensor, layout: TokenLayout) -> Tensor:
@@ -102,8 +109,13 @@ def test_output_is_masked_attention(layout: TokenLayout, allocation: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "layout", [TokenLayout(3, 5, (5, 7)), TokenLayout(13, 5, (3, 5))]
-)  # patches % 64 != 0
+    "layout",  # patches % 64 != 0; the first, the last of the first view and the last token are looked at
+    [
+        TokenLayout(3, 5, (5, 7)),
+        TokenLayout(13, 5, (3, 5)),
+        TokenLayout(3, 1, (5, 7), special_last=True, num_trailing_tokens=1),
+    ],
+)
 def test_special_tokens_are_attended_both_ways(layout: TokenLayout) -> None:
     config = HeSSConfig(
         sparse_ratio=1.0, cdf_threshold=0.0, allocation="uniform", q_block_size=32, kv_block_size=16
@@ -112,12 +124,21 @@ def test_special_tokens_are_attended_both_ways(layout: TokenLayout) -> None:
     q, k, v = (x.requires_grad_() for x in tokens(layout, scale=1.0))
     out = processor(q, k, v, layout)
     special = is_special(layout)
-    for query in (0, layout.tokens_per_view - 1, layout.num_tokens - 1):  # one special, two patch queries
+    for query in (0, layout.tokens_per_view - 1, layout.num_tokens - 1):
         # v's gradient through one query is that query's attention to every token.
         attention = torch.autograd.grad(out[0, :, query].sum(), v, retain_graph=True)[0][0, ..., 0]
         assert (attention[:, special] > 0).all()
         patch_share = (attention[:, ~special] > 0).double().mean()
         assert patch_share == 1 if special[query] else 0 < patch_share < 0.5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_joining_undoes_splitting(layout: TokenLayout) -> None:
+    x = torch.arange(2 * 3 * layout.num_tokens * 4).view(2, 3, layout.num_tokens, 4)
+    special, patch = _split(x, layout)
+    assert torch.equal(special, x[:, :, is_special(layout)])
+    assert torch.equal(patch, x[:, :, ~is_special(layout)])
+    assert torch.equal(_join(special, patch, layout), x)
 
 
 def test_batch_is_its_items() -> None:
@@ -326,6 +347,10 @@ def test_mismatches_name_both_sides() -> None:
         ValueError, match=r"q has shape \[1, 4, 120, 8\], the layout has 4 views of 40 tokens"
     ):
         HeSSAttentionProcessor(WEIGHTS, SMALL)(*qkv, TokenLayout(4, 5, (5, 7)))
+    with pytest.raises(
+        ValueError, match=r"3 views of 40 tokens and 1 after them; q must be \[B, H, 121, D\]"
+    ):
+        HeSSAttentionProcessor(WEIGHTS, SMALL)(*qkv, replace(layout, num_trailing_tokens=1))
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import HfHubHTTPError
 from sidecars import BASE, found, put_sidecars, refusal
 
 import hess_plugin.sidecar
-from hess_plugin.sidecar import resolve
 
 
 @pytest.fixture
@@ -77,8 +75,9 @@ class TestServerErrors:
     def test_failing_download_is_not_a_missing_alias(self, put, hub, status):
         put(BASE, "co3d")
         hub.fail_next(r"GET .*hess_scores", status, times=20)
-        with pytest.raises(HfHubHTTPError, match=str(status)):
-            resolve("co3d", BASE)
+        message = refusal("co3d")
+        assert f"{BASE}@main: the Hub answered {status}; " in message
+        assert message.endswith("They may be there: try again later.")
 
     def test_server_down(self, put, hub):
         put(BASE, "co3d")
@@ -86,3 +85,4 @@ class TestServerErrors:
         message = refusal("co3d")
         assert "the Hub was not reached" in message
         assert "no hess/co3d" not in message
+        assert "Calibrate" not in message

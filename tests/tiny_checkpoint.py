@@ -30,7 +30,7 @@ def save_scores(folder: Path, num_heads: int = 4) -> Path:
     """Write random scores for a model with this many heads."""
     info = ScoresInfo(
         backbone="vggt", num_layers=2, num_heads=num_heads, head_dim=8, dataset="synthetic",
-        scene_ids=("a", "b"), num_views=4, seed=0, camera_weight=0.5,
+        scene_ids=("a", "b"), view_ids=(("0", "1", "2", "3"),) * 2, num_views=4, seed=0, camera_weight=0.5,
     )  # fmt: skip
     traces = {error: torch.rand(2, 2, num_heads, dtype=torch.float64) for error in ("camera", "points")}
     HeadScores(traces, info).save(folder)

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..config import PointSource
+from ..config import PROJECTIONS, PointSource, Projection
 
 
 @dataclass(frozen=True)
 class TokenLayout:
     """How the T tokens of a global-attention sequence are laid out.
 
-    Views follow one another; each view holds its S special tokens first, then its patches row by row.
+    Views follow one another; each view holds its patches row by row, with its S special tokens before or
+    after them. Tokens that belong to no view end the sequence.
 
     Example:
         >>> layout = TokenLayout(num_views=3, num_special_tokens=5, grid=(2, 4))
         >>> layout.patches_per_view, layout.tokens_per_view, layout.num_tokens
         (8, 13, 39)
+        >>> TokenLayout(3, 1, (2, 4), special_last=True, num_trailing_tokens=1).num_tokens
+        28
     """
 
     num_views: int  # V
     num_special_tokens: int  # S, per view
     grid: tuple[int, int]  # rows and columns of patches
+    special_last: bool = False  # special tokens come after the patches of their view
+    num_trailing_tokens: int = 0  # after all views; treated like special tokens
 
     @classmethod
     def from_images(cls, images: Tensor, num_special_tokens: int, patch_size: tuple[int, int]) -> TokenLayout:
@@ -53,8 +57,8 @@ class TokenLayout:
 
     @property
     def num_tokens(self) -> int:
-        """T = V * P."""
-        return self.num_views * self.tokens_per_view
+        """T = V * P, and the trailing tokens."""
+        return self.num_views * self.tokens_per_view + self.num_trailing_tokens
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Backbone(ABC):
 
     name: str  # as written into sidecars
     image_argument: str  # keyword of the images in the forward of `image_module`
+    camera_weight: float = 0.5  # λ of Eq. 9 that the paper takes for the family
+    dense_only: str | None = None  # why its attention cannot be made sparse; None where it can
 
     @abstractmethod
     def matches(self, model: nn.Module) -> bool:
@@ -93,12 +99,15 @@ class Backbone(ABC):
         """Dotted name and module of every global attention, in layer order."""
 
     @abstractmethod
-    def num_special_tokens(self, model: Any) -> int:
-        """S: special tokens at the start of each view."""
+    def token_layout(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenLayout:
+        """Layout of the global sequence in one call of `image_module`, from its inputs and parameters.
+
+        Never from token positions: some families have none, in another they are constant.
+        """
 
     @abstractmethod
     def patch_size(self, model: Any) -> tuple[int, int]:
-        """Height and width of a patch in pixels."""
+        """Height and width of a patch in pixels; images are multiples of it."""
 
     @abstractmethod
     def project_qkv(self, attn: Any, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,13 +118,18 @@ class Backbone(ABC):
         """
 
     @abstractmethod
-    def reconstruct(
-        self, outputs: Mapping[str, Any], point_source: PointSource = "point_head"
-    ) -> Reconstruction:
-        """The forward's outputs (dict or ModelOutput) in the convention of `Reconstruction`.
+    def reconstruct(self, outputs: Any, point_source: PointSource = "point_head") -> Reconstruction:
+        """What `predict` returns in the convention of `Reconstruction`.
 
         `point_source` says where points come from in a family that predicts them twice.
         """
+
+    def predict(self, model: Any, images: Tensor) -> Any:
+        """Outputs for images [B, V, 3, height, width] in [0, 1], in the family's own form, with gradients.
+
+        Families take images in different forms; by this method calibration and evaluation need not know.
+        """
+        return model(images)
 
     def images(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The image tensor among the arguments of the forward of `image_module`."""
@@ -129,9 +143,14 @@ class Backbone(ABC):
         """D."""
         return attn.qkv.out_features // (3 * attn.num_heads)
 
-    def query_weight(self, attn: Any) -> tuple[nn.Parameter, slice]:
-        """The weight that holds W_Q and the rows of W_Q in it; head h owns rows h*D to (h+1)*D of these."""
-        return attn.qkv.weight, slice(0, self.num_heads(attn) * self.head_dim(attn))
+    def projection_weight(self, attn: Any, projection: Projection) -> tuple[nn.Parameter, slice]:
+        """The weight that holds W_Q, W_K or W_V and its rows there; head h owns rows h*D to (h+1)*D of these.
+
+        Here it is the fused `qkv`, which holds one after another.
+        """
+        size = self.num_heads(attn) * self.head_dim(attn)
+        start = size * PROJECTIONS.index(projection)
+        return attn.qkv.weight, slice(start, start + size)
 
     def weights_sha256(self, model: Any) -> str | None:
         """Fingerprint of the global attentions' projections; None where it would say nothing.
@@ -140,8 +159,9 @@ class Backbone(ABC):
         Loaded in float16 it was rounded in another place, and offloaded weights cannot be read: None.
         """
         digest = hashlib.sha256()
-        for attn in self.global_attentions(model).values():
-            weight = self.query_weight(attn)[0].detach()
+        attentions = self.global_attentions(model).values()
+        held = (self.projection_weight(attn, each)[0] for attn in attentions for each in PROJECTIONS)
+        for weight in {id(weight): weight.detach() for weight in held}.values():  # a fused weight once
             if weight.is_meta or weight.dtype == torch.float16:
                 return None
             digest.update(weight.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
@@ -153,16 +173,16 @@ def has_attributes(owner: object, *names: str) -> bool:
     return all(hasattr(owner, name) for name in names)
 
 
-def are_attention_blocks(blocks: object) -> bool:
-    """Whether this is a non-empty list of blocks whose `attn` has fused projections, qk-norm and RoPE."""
+def are_attention_blocks(blocks: object, *more: str) -> bool:
+    """Whether this is a non-empty list of blocks whose `attn` has fused projections, norms and `more`."""
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
         return False
-    names = ("num_heads", "qkv", "q_norm", "k_norm", "proj", "rope")
+    names = ("num_heads", "qkv", "q_norm", "k_norm", "proj", *more)
     return all(has_attributes(getattr(block, "attn", None), *names) for block in blocks)
 
 
 def split_heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised q and k, and v, each [B, H, T, D]; the fused rows are ordered by (q k v), head, dim."""
+    """q and k as their norms return them, and v, each [B, H, T, D]; fused rows are (q k v), head, dim."""
     qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     return attn.q_norm(q), attn.k_norm(k), v
@@ -177,3 +197,20 @@ def conv_patch_size(encoder: nn.Module) -> tuple[int, int]:
 def full_precision(tensor: Tensor) -> Tensor:
     """The tensor in float32, or in float64 if it is: camera geometry is never done in half precision."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def normalize_images(images: Tensor) -> Tensor:
+    """Images [..., 3, height, width] in [0, 1] with the mean and deviation of ImageNet taken out."""
+    mean, deviation = images.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    return (images - mean) / deviation
+
+
+def depth_maps(depth: Tensor) -> Tensor:
+    """Depth [B, V, height, width] in full precision, of maps with or without a channel axis at the end."""
+    return full_precision(depth[..., 0] if depth.ndim == 5 else depth)
+
+
+def depth_of_points(points: Tensor, extrinsics: Tensor) -> Tensor:
+    """Depth [B, V, height, width] of world points in their cameras: the third row of R x + t."""
+    row = extrinsics[:, :, 2]
+    return torch.einsum("bvc,bvhwc->bvhw", row[..., :3], points) + row[..., 3, None, None]

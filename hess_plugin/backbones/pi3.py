@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from ..geometry.cameras import invert_rigid
 from .base import (
     Backbone,
     Reconstruction,
+    TokenLayout,
     are_attention_blocks,
     conv_patch_size,
     full_precision,
@@ -25,13 +25,15 @@ class Pi3Backbone(Backbone):
 
     name = "pi3"
     image_argument = "imgs"
+    camera_weight = 0.0
 
     def matches(self, model: nn.Module) -> bool:
-        """A `decoder` list of attention blocks beside encoder, register tokens and three small decoders."""
+        """A `decoder` list of attention blocks beside encoder, register tokens and three small decoders.
+
+        A fourth one, `metric_decoder`, makes it Pi3X.
+        """
         small = ("point_decoder", "conf_decoder", "camera_decoder")
-        return has_attributes(model, "encoder", "register_token", *small) and are_attention_blocks(
-            getattr(model, "decoder", None)
-        )
+        return has_pi3_trunk(model) and has_attributes(model, *small) and not is_metric(model)
 
     def image_module(self, model: Any) -> nn.Module:
         """The model itself."""
@@ -41,9 +43,10 @@ class Pi3Backbone(Backbone):
         """`decoder.{i}.attn` for odd i; even blocks attend within a view."""
         return {f"decoder.{i}.attn": block.attn for i, block in enumerate(model.decoder) if i % 2}
 
-    def num_special_tokens(self, model: Any) -> int:
-        """Register tokens of one view."""
-        return model.register_token.shape[2]
+    def token_layout(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenLayout:
+        """Register tokens, then patches."""
+        special = module.register_token.shape[-2]
+        return TokenLayout.from_images(self.images(args, kwargs), special, conv_patch_size(module.encoder))
 
     def patch_size(self, model: Any) -> tuple[int, int]:
         """From the image encoder."""
@@ -62,9 +65,7 @@ class Pi3Backbone(Backbone):
         positions = pos if xpos is None else xpos
         return attn.rope(q.to(v.dtype), positions), attn.rope(k.to(v.dtype), positions), v
 
-    def reconstruct(
-        self, outputs: Mapping[str, Any], point_source: PointSource = "point_head"
-    ) -> Reconstruction:
+    def reconstruct(self, outputs: Any, point_source: PointSource = "point_head") -> Reconstruction:
         """π³ predicts points once, in each camera, so both values of `point_source` mean the same."""
         return Reconstruction(
             extrinsics=invert_rigid(full_precision(outputs["camera_poses"])[..., :3, :]),
@@ -72,3 +73,15 @@ class Pi3Backbone(Backbone):
             confidence=full_precision(outputs["conf"])[..., 0].sigmoid(),  # stored as a logit
             depth=full_precision(outputs["local_points"])[..., 2],
         )
+
+
+def has_pi3_trunk(model: Any) -> bool:
+    """Whether the model has π³'s encoder, register tokens and `decoder` of attention blocks with RoPE."""
+    return has_attributes(model, "encoder", "register_token") and are_attention_blocks(
+        getattr(model, "decoder", None), "rope"
+    )
+
+
+def is_metric(model: Any) -> bool:
+    """Whether the model predicts metric scale, by which Pi3X differs from π³."""
+    return hasattr(model, "metric_decoder")

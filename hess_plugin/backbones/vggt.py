@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..config import PointSource
@@ -14,8 +12,11 @@ from ..geometry.cameras import decode_pose, unproject_depth
 from .base import (
     Backbone,
     Reconstruction,
+    TokenLayout,
     are_attention_blocks,
     conv_patch_size,
+    depth_maps,
+    depth_of_points,
     full_precision,
     has_attributes,
     split_heads,
@@ -31,15 +32,9 @@ class VggtBackbone(Backbone):
     def matches(self, model: nn.Module) -> bool:
         """An `aggregator` with special tokens, frame blocks and global blocks of attention without a mask.
 
-        StreamVGGT has the same tree, but gives its global attention a causal mask: not this family.
+        StreamVGGT has the same tree, but gives its global attention a causal mask: another family.
         """
-        aggregator: Any = getattr(model, "aggregator", None)
-        tokens = ("patch_embed", "camera_token", "register_token")
-        return (
-            has_attributes(aggregator, *tokens, "frame_blocks", "global_blocks")
-            and are_attention_blocks(aggregator.global_blocks)
-            and not any(_takes_mask(block.attn) for block in aggregator.global_blocks)
-        )
+        return masked_global_blocks(model) == {False}
 
     def image_module(self, model: Any) -> nn.Module:
         """The aggregator, because users also call it on its own, before the heads."""
@@ -50,9 +45,12 @@ class VggtBackbone(Backbone):
         blocks = model.aggregator.global_blocks
         return {f"aggregator.global_blocks.{i}.attn": block.attn for i, block in enumerate(blocks)}
 
-    def num_special_tokens(self, model: Any) -> int:
-        """Camera and register tokens of one view."""
-        return model.aggregator.camera_token.shape[2] + model.aggregator.register_token.shape[2]
+    def token_layout(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenLayout:
+        """Camera and register tokens, then patches."""
+        special = module.camera_token.shape[-2] + module.register_token.shape[-2]
+        return TokenLayout.from_images(
+            self.images(args, kwargs), special, conv_patch_size(module.patch_embed)
+        )
 
     def patch_size(self, model: Any) -> tuple[int, int]:
         """From the image encoder."""
@@ -63,9 +61,7 @@ class VggtBackbone(Backbone):
         q, k, v = split_heads(attn, x)
         return attn.rope(q, pos).to(v.dtype), attn.rope(k, pos).to(v.dtype), v
 
-    def reconstruct(
-        self, outputs: Mapping[str, Any], point_source: PointSource = "point_head"
-    ) -> Reconstruction:
+    def reconstruct(self, outputs: Any, point_source: PointSource = "point_head") -> Reconstruction:
         """Points and confidence come from the point head unless it is absent or `point_source` is "depth"."""
         present = {key for key in ("pose_enc", "world_points", "depth") if outputs.get(key) is not None}
         if "pose_enc" not in present or len(present) < 2:
@@ -81,17 +77,18 @@ class VggtBackbone(Backbone):
             points = full_precision(outputs["world_points"])
             confidence = full_precision(outputs["world_points_conf"])
         else:
-            points = unproject_depth(full_precision(outputs["depth"])[..., 0], extrinsics, intrinsics)
+            points = unproject_depth(depth_maps(outputs["depth"]), extrinsics, intrinsics)
             confidence = full_precision(outputs["depth_conf"])
-        depth = full_precision(outputs["depth"])[..., 0] if "depth" in present else _z(points, extrinsics)
+        has_depth = "depth" in present
+        depth = depth_maps(outputs["depth"]) if has_depth else depth_of_points(points, extrinsics)
         return Reconstruction(extrinsics, points, confidence, depth)
 
 
-def _takes_mask(attn: nn.Module) -> bool:
-    return "attn_mask" in inspect.signature(attn.forward).parameters
-
-
-def _z(points: Tensor, extrinsics: Tensor) -> Tensor:
-    """Depth [B, V, height, width] of world points in their cameras: the third row of R x + t."""
-    row = extrinsics[:, :, 2]
-    return torch.einsum("bvc,bvhwc->bvhw", row[..., :3], points) + row[..., 3, None, None]
+def masked_global_blocks(model: Any) -> set[bool]:
+    """Whether the attentions of an aggregator's global blocks take a mask; empty without such blocks."""
+    aggregator: Any = getattr(model, "aggregator", None)
+    tree = ("patch_embed", "camera_token", "register_token", "frame_blocks", "global_blocks")
+    if not has_attributes(aggregator, *tree) or not are_attention_blocks(aggregator.global_blocks, "rope"):
+        return set()
+    forwards = (inspect.signature(block.attn.forward) for block in aggregator.global_blocks)
+    return {"attn_mask" in forward.parameters for forward in forwards}

@@ -11,41 +11,28 @@ from torch import Tensor
 from ..backbones.base import Reconstruction
 from ..config import CalibrationConfig
 from ..datasets.scene import Scene
-from ..geometry.cameras import camera_centers, unproject_depth
+from ..geometry.cameras import camera_centers
+from ..geometry.consensus import Alignment, AlignmentError
+from ..geometry.faiss_index import FaissIndex
 from ..geometry.neighbors import nearest_neighbors
+from ..geometry.registration import align_by_features, refine_by_icp
 from ..geometry.similarity import Similarity, umeyama
+from .ground_truth import GroundTruth
+
+# Points farther apart are no inliers of ICP, in units of the normalised scene: the tolerance of appendix B.2.
+# Within inlier_radius, four times as wide, ICP fitted a small model's outliers and doubled the camera error.
+ICP_RADIUS = 0.05
 
 
 @dataclass(frozen=True)
-class GroundTruth:
-    """The known geometry of a scene, normalised.
+class SceneErrors:
+    """Both errors of a prediction, scalars with gradients, and what happened on the way to them."""
 
-    Convention: the first camera's centre is the origin, and the known points lie at distance 1 from it on
-    average. This is VGGT's normalisation but for the turn into the first camera's axes, which no error can
-    notice. It gives `inlier_radius` a unit in datasets whose own unit is arbitrary.
-    """
-
-    name: str  # of the scene, for messages
-    centers: Tensor  # [V, 3] float32
-    points: Tensor  # [V, height, width, 3] float32, meaningless outside `mask`
-    mask: Tensor  # [V, height, width] bool
-
-    @classmethod
-    def of(cls, scene: Scene) -> GroundTruth:
-        """Normalise the cameras and points of a scene; ValueError where it has none."""
-        if not scene.has_ground_truth:
-            raise ValueError(
-                f"scene {scene.name!r} lacks cameras or depth; calibration needs scenes with ground truth."
-            )
-        if not scene.mask.any():
-            raise ValueError(f"scene {scene.name!r} has no pixel of known depth; leave it out.")
-        extrinsics, intrinsics, depth = scene.extrinsics, scene.intrinsics, scene.depth
-        # float64, because a dataset's origin may be far away compared with the scene's size
-        centers = camera_centers(extrinsics.double())  # type: ignore[union-attr]
-        points = unproject_depth(depth.double(), extrinsics.double(), intrinsics.double())  # type: ignore[union-attr]
-        points, centers = points - centers[0], centers - centers[0]
-        scale = points[scene.mask].norm(dim=-1).mean()
-        return cls(scene.name, (centers / scale).float(), (points / scale).float(), scene.mask)
+    camera: Tensor  # e_cam
+    points: Tensor  # e_pc
+    # camera_error, point_error: the values above; inlier_share: of the predicted points;
+    # alignment_fitness, alignment_rmse: see `align`; recall: of the Faiss index, where one is used
+    report: dict[str, float]
 
 
 def confident_pixels(confidence: Tensor, min_quantile: float) -> Tensor:
@@ -65,29 +52,92 @@ def confident_pixels(confidence: Tensor, min_quantile: float) -> Tensor:
     return mask.view_as(confidence)
 
 
-def align(points: Tensor, confident: Tensor, truth: GroundTruth) -> Similarity:
+def align(
+    points: Tensor, confident: Tensor, centers: Tensor, truth: GroundTruth, config: CalibrationConfig
+) -> Alignment:
     """Similarity H from the prediction to the ground truth, a constant for gradients: sg(H) of Eq. 2 to 4.
 
-    Umeyama on pixel correspondences: the predicted and the true point of one pixel belong together.
+    Where the ground truth has pixels, the predicted and the true point of a pixel belong together and give H
+    by Umeyama. A cloud is aligned by FPFH features, with the cameras' spread as first guess of the scale.
+    Then point-to-plane ICP refines H, if it brings the clouds nearer (`config.icp`; appendix B.1).
+
+    That clouds lie on each other says little: what a model sees in noise, scaled to fit, lies near the truth.
+    H is judged by what corresponds, points of pixels or else cameras: the share of their variance that it
+    explains. Models that work reach 0.9, noise and wrong scenes 0.5 and less.
 
     Args:
         points: [V, height, width, 3], predicted.
         confident: [V, height, width] bool; the others take no part.
-        truth: of the same scene and image size.
+        centers: [V, 3], predicted camera positions.
+        truth: of the same scene and, if it has pixels, image size.
+        config: `icp`, `min_fitness`, `inlier_radius` and `seed` are read.
+
+    Returns:
+        H; the share of variance explained, 0 at the least; root mean square distance of what corresponds.
 
     Raises:
-        ValueError: naming the scene, when too few pixels are left or the points do not determine H.
+        AlignmentError: naming the scene, when H cannot be determined or explains less than `min_fitness`.
+        ValueError: naming the scene, for predictions that are not finite or of another size.
     """
-    if points.shape != truth.points.shape:
+    _check_prediction(points, confident, centers, truth)
+    points, centers = points.detach(), centers.detach()
+    by_pixels = truth.points.ndim == 4
+    chosen = confident & truth.mask if by_pixels else confident
+    try:
+        if by_pixels:
+            transform = umeyama(points[chosen], truth.points[chosen])
+        else:
+            transform = _align_cloud(points[chosen], centers, truth, config.seed)
+        if config.icp:
+            transform = refine_by_icp(
+                points[chosen], truth.known, transform, ICP_RADIUS, config.seed
+            ).transform
+    except ValueError as error:
+        message = f"scene {truth.name!r} cannot be aligned to its ground truth: {error}"
+        raise AlignmentError(message) from error
+    pairs = (points[chosen], truth.points[chosen]) if by_pixels else (centers, truth.centers)
+    return _judged(transform, *pairs, truth.name, config.min_fitness)
+
+
+def _judged(
+    transform: Similarity, source: Tensor, target: Tensor, scene: str, min_fitness: float
+) -> Alignment:
+    """The share of the variance of `target` that corresponding points explain; too little is an error."""
+    squared = (transform.apply(source.double()) - target).square().sum(-1).mean()
+    variance = (target - target.mean(0)).double().square().sum(-1).mean()
+    fitness = max(0.0, 1 - float(squared / variance))
+    if fitness < min_fitness:
+        raise AlignmentError(
+            f"scene {scene!r}: its alignment explains {fitness:.0%} of where the known points (cameras, with "
+            f"truth='cloud') are, min_fitness asks for {min_fitness:.0%}; is the model trained for such "
+            "scenes? Leave the scene out or lower min_fitness."
+        )
+    return Alignment(transform, fitness, float(squared.sqrt()))
+
+
+def _check_prediction(points: Tensor, confident: Tensor, centers: Tensor, truth: GroundTruth) -> None:
+    if truth.points.ndim == 4 and points.shape != truth.points.shape:
         raise ValueError(
             f"scene {truth.name!r}: predicted points are {list(points.shape)}, the ground truth is "
             f"{list(truth.points.shape)}; predict at the size of the scene's images."
         )
-    pixels = confident & truth.mask
-    try:
-        return umeyama(points.detach()[pixels], truth.points[pixels])
-    except ValueError as error:
-        raise ValueError(f"scene {truth.name!r} cannot be aligned to its ground truth: {error}") from error
+    if not (torch.isfinite(points[confident]).all() and torch.isfinite(centers).all()):
+        raise ValueError(f"scene {truth.name!r}: predicted points or cameras hold NaN or infinite values.")
+
+
+def _align_cloud(points: Tensor, centers: Tensor, truth: GroundTruth, seed: int) -> Similarity:
+    """Coarse alignment to a cloud; it takes from the cameras only their spread and where they stand."""
+    spreads = [(each - each.mean(0)).double().norm(dim=-1).mean().item() for each in (centers, truth.centers)]
+    if min(spreads) < 1e-6:
+        raise AlignmentError(
+            f"the {'predicted' if spreads[0] < 1e-6 else 'known'} cameras stand in one place, so they do not "
+            "tell the scale; truth='cloud' needs cameras that moved."
+        )
+    viewpoints = centers.mean(0), truth.centers.mean(0)
+    found = align_by_features(
+        points, truth.known, scale=spreads[1] / spreads[0], viewpoints=viewpoints, seed=seed
+    )
+    return found.transform
 
 
 def camera_error(centers: Tensor, truth: GroundTruth, transform: Similarity) -> Tensor:
@@ -104,7 +154,9 @@ def camera_error(centers: Tensor, truth: GroundTruth, transform: Similarity) -> 
     return (transform.apply(centers) - truth.centers).square().sum(-1).mean() / 2
 
 
-def point_error(points: Tensor, truth: GroundTruth, transform: Similarity, inlier_radius: float) -> Tensor:
+def point_error(
+    points: Tensor, truth: GroundTruth, transform: Similarity, config: CalibrationConfig
+) -> tuple[Tensor, dict[str, float]]:
     """Half the mean squared distance of aligned inlier points to the nearest true point, Eq. 3 and 4.
 
     A point is an inlier when a true point lies nearer than `inlier_radius`, the √ε of Eq. 3.
@@ -113,45 +165,59 @@ def point_error(points: Tensor, truth: GroundTruth, transform: Similarity, inlie
         points: [J, 3], predicted, through which gradients flow; the choice of neighbours is constant.
         truth: of the same scene.
         transform: from `align`.
-        inlier_radius: in units of the normalised scene.
+        config: `inlier_radius`, in units of the normalised scene, `neighbors` and `seed` are read.
 
     Returns:
-        Scalar, in squared units of the normalised scene.
+        Scalar, in squared units of the normalised scene; and for the report the share of inliers and, with
+        Faiss, the recall of its index.
 
     Raises:
-        ValueError: naming the scene, when predicted points are not finite or none is an inlier.
+        ValueError: naming the scene, when no point is an inlier.
     """
     aligned = transform.apply(points)
-    if not torch.isfinite(aligned).all():
-        raise ValueError(f"scene {truth.name!r}: predicted points hold NaN or infinite values.")
-    known = truth.points[truth.mask]
-    squared, nearest = nearest_neighbors(aligned.detach(), known)
-    inliers = squared < inlier_radius**2
+    known, fixed, report = truth.known, aligned.detach(), {}
+    if config.neighbors == "faiss":
+        index = FaissIndex(known, seed=config.seed)
+        squared, nearest = index.nearest(fixed)
+        report["recall"] = index.recall(fixed)
+    else:
+        squared, nearest = nearest_neighbors(fixed, known)
+    inliers = squared < config.inlier_radius**2
+    report["inlier_share"] = float(inliers.double().mean())
     if not inliers.any():
         raise ValueError(
             f"scene {truth.name!r}: none of {len(points)} predicted points lies within inlier_radius = "
-            f"{inlier_radius:.4g} of the ground truth (nearest: {squared.min().sqrt().item():.4g}); "
+            f"{config.inlier_radius:.4g} of the ground truth (nearest: {squared.min().sqrt().item():.4g}); "
             "is the model trained for such scenes? Leave the scene out or raise inlier_radius."
         )
-    return (aligned[inliers] - known[nearest[inliers]]).square().sum(-1).mean() / 2
+    return (aligned[inliers] - known[nearest[inliers]]).square().sum(-1).mean() / 2, report
 
 
-def calibration_errors(
-    prediction: Reconstruction, scene: Scene, config: CalibrationConfig
-) -> dict[str, Tensor]:
-    """Camera and point error of the prediction for one scene (batch size 1), scalars with gradients.
+def calibration_errors(prediction: Reconstruction, scene: Scene, config: CalibrationConfig) -> SceneErrors:
+    """Camera and point error of the prediction for one scene (batch size 1).
 
     The point error takes at most `max_points` of the confident points, drawn with `config.seed` on the CPU,
     so that the draw depends neither on the device nor on the scenes before.
+
+    Raises:
+        AlignmentError: naming the scene, when the prediction cannot be aligned well enough (`min_fitness`).
+        ValueError: naming the scene, when it lacks ground truth, the prediction is not finite or of another
+            size than the scene, or no predicted point is an inlier.
+        ImportError: Open3D or Faiss is asked for and missing.
     """
-    truth = GroundTruth.of(scene)
-    points = prediction.points[0]
+    truth = GroundTruth.of(scene, config.truth)
+    points, centers = prediction.points[0], camera_centers(prediction.extrinsics[0])
     confident = confident_pixels(prediction.confidence[0].detach(), config.min_confidence_quantile)
-    transform = align(points, confident, truth)
+    alignment = align(points, confident, centers, truth, config)
     candidates = points[confident]
     generator = torch.Generator().manual_seed(config.seed)
     drawn = torch.randperm(len(candidates), generator=generator)[: config.max_points].to(points.device)
-    return {
-        "camera": camera_error(camera_centers(prediction.extrinsics[0]), truth, transform),
-        "points": point_error(candidates[drawn], truth, transform, config.inlier_radius),
+    camera = camera_error(centers, truth, alignment.transform)
+    point, report = point_error(candidates[drawn], truth, alignment.transform, config)
+    report |= {
+        "camera_error": camera.item(),
+        "point_error": point.item(),
+        "alignment_fitness": alignment.fitness,
+        "alignment_rmse": alignment.rmse,
     }
+    return SceneErrors(camera, point, report)

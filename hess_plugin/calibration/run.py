@@ -1,90 +1,223 @@
-"""The calibration command: a model and a dataset in, a sidecar out."""
+"""Calibration on many scenes: shared among processes, stopped and resumed at will, the same bytes always."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import dataclasses
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryFile
+from typing import Any
 
 import torch
+from accelerate import PartialState
+from torch import nn
+from tqdm import tqdm
 
+from ..backbones import find_backbone
 from ..config import CalibrationConfig
-from ..datasets import Scene, load_scene, synthetic_scene
-from ..errors import InputError, input_errors
-from ..loading import load_vggt, memory_errors
-from ..models import VggtModel
-from ..scores import CONFIG_FILE, HeadScores
-from .fisher import calibrate
+from ..datasets import Dataset
+from ..errors import InputError
+from ..files import write_atomic
+from ..scores import HeadScores, ScoresInfo, trace_names
+from .fisher import check_dense
+from .measuring import measure
+from .processes import from_main, process_state
+from .records import RecordFolder, SceneRecord, check_out, fingerprint
+from .reproducible import reproducible
 
-DATASETS = ("synthetic", "folder")
-# Of synthetic scenes; training draws from seeds of 2^32 and above, examination and demo use others.
-FIRST_SEED = 10_000
-
-
-@dataclass(frozen=True)
-class CalibrationRun:
-    """What to calibrate on what, and where the scores go."""
-
-    model: str  # folder or repository of a VggtModel
-    dataset: str  # one of DATASETS
-    out: Path  # folder for the sidecar
-    root: Path | None = None  # of the dataset "folder": one folder per scene, each with a cameras.json
-    config: CalibrationConfig = field(default_factory=CalibrationConfig)
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-
-    def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise InputError(f"unknown dataset {self.dataset!r}; known: {', '.join(DATASETS)}.")
-        if (self.root is None) != (self.dataset == "synthetic"):
-            raise InputError(
-                "--root is the folder of scenes of --dataset folder: give it there, and only there."
-            )
+LOG_FILE = "calibration_log.json"  # what happened on each scene: beside the scores, since it differs by run
 
 
-def run_calibration(run: CalibrationRun) -> HeadScores:
-    """Calibrate the dense model in float32 and save the sidecar; the file appears whole or not at all.
+def calibrate(
+    model: nn.Module,
+    dataset: Dataset,
+    config: CalibrationConfig,
+    *,
+    out: Path,
+    resume: bool = False,
+    skip_failed: bool = False,
+    base_model: str | None = None,
+    base_revision: str | None = None,
+) -> HeadScores | None:
+    """Measure the traces of every scene, keep them in a file for each, and save the scores of all.
+
+    Started as several processes (`accelerate launch`, torchrun), each measures its share of the scenes on
+    the device that holds its model. The scores have the same bytes for any number of processes and after any
+    number of interruptions, on one kind of device with the same software. A scene that cannot be measured
+    does not keep the others from being measured first.
+
+    Args:
+        model: dense model of a known family.
+        dataset: `config.num_scenes` of its scenes are drawn with `config.seed`.
+        config: settings, written into the scores.
+        out: folder for the scores, seen by all processes; until they are there, it holds the records.
+        resume: go on with the records in `out`, if there are any. Scenes that failed are tried again.
+        skip_failed: leave out scenes that fail, or failed before; the scores name them with their reasons.
+        base_model: repository id or folder of the model, written into the scores.
+        base_revision: its commit, likewise.
+
+    Returns:
+        The scores in the process of rank 0, which alone raises what concerns all; None in the others.
 
     Raises:
-        InputError: the model, the dataset or the settings cannot be used.
+        InputError: `out` cannot be used or holds what would be lost, no scene is left, or scenes failed: the
+            message names all of these, and what was measured is kept.
+        ValueError: the model is of no known family or has sparse attention.
     """
-    _check_out(run.out)
-    model = load_vggt(run.model, run.device)
-    with (
-        input_errors(ValueError),
-        memory_errors(run.device, f"{run.config.num_views} views (--num-views) a scene"),
-    ):
-        scores = calibrate(
-            model,
-            _scenes(run, model),
-            run.config,
-            dataset=run.dataset,
-            base_model=run.model,
-            base_revision=getattr(model.config, "_commit_hash", None),
-        )
-    scores.save(run.out)
+    check_dense(model)
+    find_backbone(model)  # of a known family, or an error before anything is made
+    device = next(model.parameters()).device
+    state = process_state(device.type == "cpu")
+
+    def begin() -> tuple[RecordFolder, list[str]]:
+        check_out(out, resume)
+        records = RecordFolder(out, _describe_run(model, dataset, config))
+        return records, records.open(keep_failed=skip_failed)
+
+    # One listing for all: a process that looked for itself would see fresh records of the others.
+    begun = from_main(state, begin)
+    if begun is None:
+        return None
+    records, missing = begun
+    with reproducible(device):
+        _measure_share(model, dataset, config, records, missing, state)
+    if not state.is_main_process:
+        return None
+    measured = records.read_all()
+    _write_log(out, records, measured, dataset, state)
+    scores = _assemble(model, dataset, config, measured, skip_failed, base_model, base_revision)
+    scores.save(out)
+    records.remove()
     return scores
 
 
-def _check_out(out: Path) -> None:
-    """Find out before the work that its result can be written, and would replace nothing."""
-    if (out / CONFIG_FILE).exists():
-        raise InputError(f"{out} holds scores already; remove them or choose another --out.")
-    with input_errors(OSError, prefix=f"cannot write to {out}: "):
-        out.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=out).close()
+def _describe_run(model: nn.Module, dataset: Dataset, config: CalibrationConfig) -> dict[str, Any]:
+    """All that decides the bits of the traces, as JSON values."""
+    settings = dataclasses.asdict(config)
+    del settings["num_scenes"]  # the scenes themselves are listed
+    del settings["camera_weight"]  # a recommendation: no trace depends on it
+    return {
+        "model": fingerprint(model),
+        "device": next(model.parameters()).device.type,
+        "dataset": dataset.name,
+        "dataset_settings": dataset.settings,
+        "config": settings,
+        "versions": {name: version(name) for name in ("hess-plugin", "torch", "transformers")},
+        "scene_ids": dataset.choose(config.num_scenes, config.seed),
+    }
 
 
-def _scenes(run: CalibrationRun, model: VggtModel) -> Iterator[Scene]:
-    size, patch_size, config = model.config.img_size, model.config.patch_size, run.config
-    if run.root is None:
-        for seed in range(FIRST_SEED, FIRST_SEED + config.num_scenes):
-            yield synthetic_scene(seed, config.num_views, image_size=size, device=run.device)
+def _measure_share(
+    model: nn.Module,
+    dataset: Dataset,
+    config: CalibrationConfig,
+    records: RecordFolder,
+    missing: Sequence[str],
+    state: PartialState,
+) -> None:
+    """Measure this process's share of the missing scenes, then wait for all others."""
+    total, share = len(records.scene_ids), missing[state.process_index :: state.num_processes]
+    bar = tqdm(
+        desc="calibrating",
+        total=total,
+        initial=total - len(missing),
+        unit="scene",
+        disable=None if state.is_main_process else True,  # None: where nobody watches
+    )
+    with bar:
+        for record in measure(model, dataset, share, config):
+            records.write(record)
+            bar.set_postfix_str(f"peak {record.peak_memory / 2**30:.1f} GiB", refresh=False)
+            bar.update(records.count() - bar.n)  # scenes of all processes
+        state.wait_for_everyone()
+        bar.update(records.count() - bar.n)
+
+
+def _assemble(
+    model: nn.Module,
+    dataset: Dataset,
+    config: CalibrationConfig,
+    measured: Sequence[SceneRecord],
+    skip_failed: bool,
+    base_model: str | None,
+    base_revision: str | None,
+) -> HeadScores:
+    """The scores of all scenes that did not fail, in the order of the records."""
+    failures = {record.scene_id: record.failure for record in measured if record.failure is not None}
+    _check_failures(failures, len(measured), skip_failed)
+    good = [record for record in measured if record.failure is None]
+    info = ScoresInfo(
+        **_describe_model(model),
+        **_describe_scenes(dataset, good, failures),
+        **_describe_settings(model, config),
+        base_model=base_model,
+        base_revision=base_revision,
+    )
+    names = trace_names(config.projections)
+    return HeadScores({name: torch.stack([record.traces[name] for record in good]) for name in names}, info)
+
+
+def _check_failures(failures: dict[str, str], num_scenes: int, skip_failed: bool) -> None:
+    """InputError naming all scenes that failed, unless they may be skipped and others are left."""
+    nothing_left = len(failures) == num_scenes
+    if not failures or (skip_failed and not nothing_left):
         return
-    folders = sorted(path.parent for path in run.root.glob("*/cameras.json"))
-    if not folders:
-        raise InputError(
-            f"{run.root} holds no scene: none of its folders has a cameras.json; choose another --root."
-        )
-    for folder in folders:
-        yield load_scene(folder, size, patch_size)
+    reasons = "; ".join(f"{scene_id}: {reason}" for scene_id, reason in failures.items())
+    advice = "--resume tries them again, --resume --skip-failed leaves them out; what was measured is kept"
+    raise InputError(
+        f"{len(failures)} of {num_scenes} scenes failed ({reasons}); "
+        f"{'nothing is left to calibrate on' if nothing_left else advice}."
+    )
+
+
+def _describe_model(model: nn.Module) -> dict[str, Any]:
+    backbone = find_backbone(model)
+    attentions = list(backbone.global_attentions(model).values())
+    return {
+        "backbone": backbone.name,
+        "num_layers": len(attentions),
+        "num_heads": backbone.num_heads(attentions[0]),
+        "head_dim": backbone.head_dim(attentions[0]),
+        "weights_sha256": backbone.weights_sha256(model),
+    }
+
+
+def _describe_scenes(
+    dataset: Dataset, good: Sequence[SceneRecord], failures: dict[str, str]
+) -> dict[str, Any]:
+    return {
+        "dataset": dataset.name,
+        "dataset_settings": dataset.settings,
+        "scene_ids": tuple(record.scene_id for record in good),
+        "view_ids": tuple(record.view_ids for record in good),
+        "skipped": failures,
+    }
+
+
+def _describe_settings(model: nn.Module, config: CalibrationConfig) -> dict[str, Any]:
+    """The settings, those that have a field of their own there and the rest together."""
+    settings = dataclasses.asdict(config)
+    del settings["num_scenes"]  # the scenes themselves are listed
+    if config.camera_weight is None:
+        settings["camera_weight"] = find_backbone(model).camera_weight
+    own = {name: settings.pop(name) for name in ("num_views", "seed", "camera_weight", "projections")}
+    return own | {"calibration": settings}
+
+
+def _write_log(
+    out: Path,
+    records: RecordFolder,
+    measured: Sequence[SceneRecord],
+    dataset: Dataset,
+    state: PartialState,
+) -> None:
+    on_gpu = records.run["device"] == "cuda"
+    log = {
+        "processes": state.num_processes,
+        "device": torch.cuda.get_device_name() if on_gpu else records.run["device"],
+        "scenes": [record.described() for record in measured],
+        "left_out": dataset.skipped,  # before any scene was drawn, as the annotations tell
+        "run": records.run,
+    }
+    write_atomic(out / LOG_FILE, (json.dumps(log, indent=2, ensure_ascii=False) + "\n").encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Scene:
     depth: Tensor | None = None  # [V, height, width] float32, 0 = unknown
     cloud: Tensor | None = None  # [N, 3] float32, known points of the world, on no pixel grid
     view_ids: tuple[str, ...] = ()  # of each view in its dataset; by default "000", "001", ...
+    unusable_views: dict[str, str] = field(default_factory=dict)  # drawn, but passed over: id -> reason
 
     def __post_init__(self) -> None:
         """Name the views, or check that each has one name."""

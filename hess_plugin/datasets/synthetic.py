@@ -11,16 +11,20 @@ the scenes stand in a closed room whose floor is a little lower, the others befo
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ..geometry.cameras import quaternion_to_rotation
+from .base import Dataset
 from .raycast import Cameras, Shapes, Texture, cast_rays, rotate, shade
 from .scene import Scene
 
+# Seeds of the dataset; training draws from 2^32 and above, examination and demo use others.
+FIRST_SEED, NUM_SCENES = 10_000, 10_000
 NUM_OBJECTS = 8
 _SURFACES = NUM_OBJECTS + 2  # and the disc and the room
 _FREQUENCIES = (3.0, 7.0, 14.0)  # of the texture's waves, radians per world unit
@@ -49,6 +53,37 @@ class SceneBatch(NamedTuple):
     extrinsics: Tensor  # [B, V, 3, 4] float32, world to camera
     intrinsics: Tensor  # [B, V, 3, 3] float32, pixels
     depth: Tensor  # [B, V, height, width] float32, 0 where nothing is seen
+
+
+class SyntheticDataset(Dataset):
+    """The square scenes "synthetic-10000" to "synthetic-19999", with any number of views.
+
+    Args:
+        device: where scenes are rendered and returned.
+        sizes: `image_width`, `patch_size` and `min_views` of `Dataset`.
+    """
+
+    name: ClassVar[str] = "synthetic"
+
+    def __init__(self, *, device: torch.device | str = "cpu", **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.device = device
+
+    def scene_ids(self) -> list[str]:
+        """All of them, in the order of their seeds."""
+        return [f"synthetic-{seed}" for seed in range(FIRST_SEED, FIRST_SEED + NUM_SCENES)]
+
+    def choose(self, num_scenes: int, seed: int) -> list[str]:
+        """The first scenes, whatever the seed: drawn from seeds of their own, any are a random sample."""
+        return self.scene_ids()[:num_scenes]
+
+    def load(self, scene_id: str, num_views: int | None, seed: int) -> Scene:
+        """See `Dataset.load`; the scene's own seed draws its views, and `seed` changes nothing."""
+        self.check_scene(scene_id)
+        if num_views is None or num_views < 1:
+            raise InputError(f"a synthetic scene needs a number of views of at least 1, got {num_views}.")
+        seed_of_scene, size = int(scene_id.rpartition("-")[2]), self.image_width
+        return synthetic_scene(seed_of_scene, num_views, image_size=size, device=self.device)
 
 
 def synthetic_scene(
@@ -80,7 +115,7 @@ def synthetic_scene(
         raise ValueError(f"a scene needs at least 1 view and 1 pixel, got {num_views} views of size {size}.")
     numbers = draw_numbers(1, num_views, torch.Generator().manual_seed(seed))
     batch = render_scenes(SceneNumbers(*(part.to(device) for part in numbers)), size)
-    return Scene(f"synthetic-{seed}", *(tensor[0] for tensor in batch))
+    return Scene(f"synthetic-{seed}", **{name: tensor[0] for name, tensor in batch._asdict().items()})
 
 
 def draw_numbers(num_scenes: int, num_views: int, generator: torch.Generator) -> SceneNumbers:

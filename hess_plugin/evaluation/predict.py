@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,7 @@ def predict(model: nn.Module, scene: Scene, handle: HeSSHandle | None = None) ->
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         _wait(device)
         start = time.perf_counter()
-        outputs: Mapping[str, Tensor] = model(images)
+        outputs = backbone.predict(model, images)
         _wait(device)
         seconds = time.perf_counter() - start
     result = backbone.reconstruct(outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,15 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write the figure as PNG at `DPI` pixels an inch; returns the path."""
-    figure.savefig(path, dpi=DPI, facecolor=PAPER, metadata={"Software": "hess-plugin"})
+    Path(path).write_bytes(png(figure))
     return Path(path)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG at `DPI` pixels an inch; equal figures give equal bytes."""
+    buffer = io.BytesIO()  # "Software" would else name the version of matplotlib
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": "hess-plugin"})
+    return buffer.getvalue()
 
 
 def bare(axes: Axes) -> None:

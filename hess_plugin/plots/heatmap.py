@@ -40,7 +40,8 @@ def draw_score_panels(panels: Sequence[Axes], bar: Axes, scores: dict[str, Tenso
     top = max(float(scores[error].max()) for error in ERRORS)
     for panel, error in zip(panels, ERRORS, strict=True):
         image = _draw_panel(panel, scores[error], top)
-        panel.set_title(f"Head sensitivity to the {error[:6]} error", fontsize=11, color=INK, loc="left")
+        title = f"Head sensitivity to the {error.removesuffix('s')} error"
+        panel.set_title(title, fontsize=11, color=INK, loc="left")
     panels[0].set_ylabel("head", fontsize=9, color=FAINT)
     assert panels[0].figure is not None
     colorbar = panels[0].figure.colorbar(image, cax=bar)

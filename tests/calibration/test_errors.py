@@ -1,4 +1,4 @@
-"""Camera and point error: hand-worked values, normalisation, alignment, gradients."""
+"""Camera and point error: hand-worked values, normalisation, gradients, Faiss against exact."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ from dataclasses import replace
 
 import pytest
 import torch
+from predictions import bent_prediction, perfect_prediction, quarter_turn
 
 from hess_plugin.backbones.base import Reconstruction
 from hess_plugin.calibration.errors import (
-    GroundTruth,
     align,
     calibration_errors,
     camera_error,
     confident_pixels,
     point_error,
 )
+from hess_plugin.calibration.ground_truth import GroundTruth
 from hess_plugin.config import CalibrationConfig
 from hess_plugin.datasets.scene import Scene
 from hess_plugin.datasets.synthetic import synthetic_scene
-from hess_plugin.geometry.cameras import camera_centers
-from hess_plugin.geometry.similarity import Similarity
+from hess_plugin.geometry.similarity import Similarity, umeyama
 
 IDENTITY = Similarity(torch.tensor(1.0), torch.eye(3), torch.zeros(3))
 SCENE = synthetic_scene(7, num_views=3, image_size=(9, 12))
+SCENE_40 = synthetic_scene(3, num_views=4, image_size=(40, 40))
+
+
+def hand_error(points: torch.Tensor, truth: GroundTruth, radius: float) -> float:
+    return point_error(points, truth, IDENTITY, CalibrationConfig(inlier_radius=radius))[0].item()
 
 
 def truth_of(centers: list[list[float]], points: list[list[float]]) -> GroundTruth:
@@ -42,24 +47,6 @@ def changed_world(scene: Scene, scale: float, shift: float) -> Scene:
     return replace(scene, extrinsics=extrinsics, depth=scene.depth.double() * scale)
 
 
-def perfect_prediction(scene: Scene, similarity: Similarity) -> Reconstruction:
-    """What a model would predict that is right up to a similarity, in float64."""
-    rotation = scene.extrinsics[..., :3].double() @ similarity.rotation.T
-    centers = similarity.apply(camera_centers(scene.extrinsics.double()))
-    extrinsics = torch.cat([rotation, -rotation @ centers[..., None]], dim=-1)
-    return Reconstruction(
-        extrinsics=extrinsics[None],
-        points=similarity.apply(scene.world_points.double())[None],
-        confidence=torch.ones(scene.mask.shape)[None],
-        depth=scene.depth[None] * similarity.scale,
-    )
-
-
-def quarter_turn(scale: float) -> Similarity:
-    turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
-    return Similarity(torch.tensor(scale).double(), turn, torch.tensor([1.0, -2.0, 3.0]).double())
-
-
 def test_camera_error_by_hand() -> None:
     """Two cameras; the second is predicted 3 to the right and 4 down: 1/(2·2) · 25."""
     truth = truth_of([[0.0, 0, 0], [1, 1, 1]], [[0.0, 0, 1]])
@@ -73,16 +60,16 @@ def test_point_error_by_hand() -> None:
     """Distances 0.25, 0.5 and 3 from the nearest true point, radius 1: 1/(2·2) · (0.0625 + 0.25)."""
     truth = truth_of([[0.0, 0, 0]], [[0.0, 0, 1], [0, 8, 0]])
     predicted = torch.tensor([[0.25, 0, 1], [0, 8, 0.5], [3, 8, 0]])
-    assert point_error(predicted, truth, IDENTITY, inlier_radius=1.0).item() == 0.3125 / 4
+    assert hand_error(predicted, truth, 1.0) == 0.3125 / 4
     # The inequality of Eq. 3 is strict: a point at the radius is no inlier.
-    assert point_error(predicted, truth, IDENTITY, inlier_radius=0.5).item() == 0.0625 / 2
+    assert hand_error(predicted, truth, 0.5) == 0.0625 / 2
 
 
 def test_point_error_does_not_read_unknown_pixels() -> None:
     truth = truth_of([[0.0, 0, 0]], [[0.0, 0, 1], [0, 8, 0]])
     truth.points[0, 0, 1] = torch.nan
     truth.mask[0, 0, 1] = False
-    assert point_error(torch.tensor([[0.0, 0.5, 1]]), truth, IDENTITY, inlier_radius=1.0).item() == 0.125
+    assert hand_error(torch.tensor([[0.0, 0.5, 1]]), truth, 1.0) == 0.125
 
 
 def test_normalised_scene_by_hand() -> None:
@@ -111,20 +98,29 @@ def test_normalised_scene_does_not_depend_on_the_dataset(scale: float, shift: fl
 def test_errors_of_a_perfect_prediction_vanish(scale: float) -> None:
     prediction = perfect_prediction(SCENE, quarter_turn(scale))
     errors = calibration_errors(prediction, SCENE, CalibrationConfig())
-    assert errors["camera"].item() == pytest.approx(0, abs=1e-10)
-    assert errors["points"].item() == pytest.approx(0, abs=1e-10)
+    assert errors.camera.item() == pytest.approx(0, abs=1e-10)
+    assert errors.points.item() == pytest.approx(0, abs=1e-10)
+    assert errors.report == {
+        "camera_error": errors.camera.item(),
+        "point_error": errors.points.item(),
+        "inlier_share": 1.0,
+        "alignment_fitness": pytest.approx(1, abs=1e-6),
+        "alignment_rmse": pytest.approx(0, abs=1e-5),
+    }
 
 
 def test_alignment_of_a_known_similarity() -> None:
     truth, expected = GroundTruth.of(SCENE), quarter_turn(2.5)
-    found = align(expected.apply(truth.points.double()), torch.ones_like(truth.mask), truth)
+    points, centers = expected.apply(truth.points.double()), expected.apply(truth.centers.double())
+    found = align(points, torch.ones_like(truth.mask), centers, truth, CalibrationConfig()).transform
     torch.testing.assert_close(found.scale, 1 / expected.scale, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.rotation, expected.rotation.T, atol=1e-6, rtol=0)
 
 
 def test_alignment_is_constant_for_gradients() -> None:
-    points = GroundTruth.of(SCENE).points.clone().requires_grad_()
-    found = align(points, torch.ones_like(SCENE.mask), GroundTruth.of(SCENE))
+    truth = GroundTruth.of(SCENE)
+    points, centers = truth.points.clone().requires_grad_(), truth.centers.clone().requires_grad_()
+    found = align(points, torch.ones_like(SCENE.mask), centers, truth, CalibrationConfig()).transform
     assert not any(part.requires_grad for part in (found.scale, found.rotation, found.translation))
 
 
@@ -137,7 +133,9 @@ def test_gradients_equal_finite_differences() -> None:
     near = truth.points[truth.mask][::40].double() + 0.02 * torch.randn(1, 3).double()
     points = Similarity(transform.scale, transform.rotation, transform.translation)
     source = ((near - points.translation) @ points.rotation / points.scale).requires_grad_()
-    assert torch.autograd.gradcheck(lambda p: point_error(p, truth, transform, 0.5), (source,))
+    assert torch.autograd.gradcheck(
+        lambda p: point_error(p, truth, transform, CalibrationConfig(inlier_radius=0.5))[0], (source,)
+    )
 
 
 def test_errors_equal_brute_force() -> None:
@@ -147,10 +145,10 @@ def test_errors_equal_brute_force() -> None:
     noisy = prediction.points + 0.3 * torch.randn(prediction.points.shape)
     shifted = prediction.extrinsics.clone()
     shifted[..., 3] += 0.1 * torch.randn(3)
-    config = CalibrationConfig(inlier_radius=0.1)
+    config = CalibrationConfig(inlier_radius=0.1, icp=False)
     errors = calibration_errors(replace(prediction, points=noisy, extrinsics=shifted), SCENE, config)
     truth = GroundTruth.of(SCENE)
-    transform = align(noisy[0], torch.ones_like(truth.mask), truth)
+    transform = umeyama(noisy[0][truth.mask], truth.known)
     squared = []
     known = truth.points[truth.mask].double()
     for point in noisy[0].reshape(-1, 3):
@@ -159,13 +157,13 @@ def test_errors_equal_brute_force() -> None:
         if nearest < 0.1**2:
             squared.append(nearest)
     assert 0 < len(squared) < truth.mask.numel()
-    assert errors["points"].item() == pytest.approx(sum(squared) / len(squared) / 2, rel=1e-6)
+    assert errors.points.item() == pytest.approx(sum(squared) / len(squared) / 2, rel=1e-6)
     total = 0.0
     for extrinsics, center in zip(shifted[0], truth.centers, strict=True):
         position = -extrinsics[:, :3].T @ extrinsics[:, 3]
         moved = transform.scale * transform.rotation @ position + transform.translation
         total += float((moved - center).square().sum())
-    assert errors["camera"].item() == pytest.approx(total / (2 * 3), rel=1e-6)
+    assert errors.camera.item() == pytest.approx(total / (2 * 3), rel=1e-6)
 
 
 def test_max_points_are_drawn_by_seed() -> None:
@@ -174,7 +172,7 @@ def test_max_points_are_drawn_by_seed() -> None:
     prediction = replace(prediction, points=prediction.points + 0.1 * torch.randn(prediction.points.shape))
 
     def error(**settings: float) -> float:
-        return calibration_errors(prediction, SCENE, CalibrationConfig(**settings))["points"].item()
+        return calibration_errors(prediction, SCENE, CalibrationConfig(**settings)).points.item()
 
     assert error(max_points=50) == error(max_points=50)
     assert error(max_points=50) != error(max_points=50, seed=1)
@@ -188,11 +186,11 @@ def test_unconfident_points_take_no_part() -> None:
     garbage = torch.rand(prediction.confidence.shape) < 0.1
     prediction.points[garbage] += 5.0
     prediction.confidence[garbage] = 0.5
-    kept = calibration_errors(prediction, SCENE, CalibrationConfig())
+    kept = calibration_errors(prediction, SCENE, CalibrationConfig(min_fitness=0.0))
     dropped = calibration_errors(prediction, SCENE, CalibrationConfig(min_confidence_quantile=0.2))
-    assert dropped["camera"].item() == pytest.approx(0, abs=1e-10)
-    assert dropped["points"].item() == pytest.approx(0, abs=1e-10)
-    assert kept["camera"].item() > 1e-4
+    assert dropped.camera.item() == pytest.approx(0, abs=1e-10)
+    assert dropped.points.item() == pytest.approx(0, abs=1e-10)
+    assert kept.camera.item() > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -218,7 +216,7 @@ COLLAPSED = replace(GOOD, points=torch.zeros_like(GOOD.points))
     ("prediction", "scene", "message"),
     [
         (GOOD, replace(SCENE, depth=None), "scene 'synthetic-7' lacks cameras or depth"),
-        (GOOD, replace(SCENE, depth=SCENE.depth * 0), "scene 'synthetic-7' has no pixel of known depth"),
+        (GOOD, replace(SCENE, depth=SCENE.depth * 0), "scene 'synthetic-7' has no known depth"),
         (nan_points(GOOD), SCENE, "scene 'synthetic-7'.* NaN"),
         (GOOD, SCENE.select([0, 1]), r"predicted points are \[3, 9, 12, 3\], the ground truth is \[2, "),
         (COLLAPSED, SCENE, "scene 'synthetic-7' cannot be aligned .* one line"),
@@ -232,4 +230,20 @@ def test_calibration_errors_bad_input(prediction: Reconstruction, scene: Scene, 
 def test_no_inliers_names_the_scene_and_the_distance() -> None:
     truth = truth_of([[0.0, 0, 0]], [[0.0, 0, 1]])
     with pytest.raises(ValueError, match=r"scene 'hand': none of 1 .* inlier_radius = 0.25 .*nearest: 3\)"):
-        point_error(torch.tensor([[0.0, 0, 4]]), truth, IDENTITY, inlier_radius=0.25)
+        hand_error(torch.tensor([[0.0, 0, 4]]), truth, 0.25)
+
+
+def test_faiss_and_exact_give_the_same_errors_and_gradients() -> None:
+    prediction = bent_prediction(SCENE_40)
+    found = {}
+    for neighbors in ("exact", "faiss"):
+        points = prediction.points.clone().requires_grad_()
+        errors = calibration_errors(
+            replace(prediction, points=points), SCENE_40, CalibrationConfig(neighbors=neighbors)
+        )
+        found[neighbors] = errors, *torch.autograd.grad(errors.points, points)
+    exact, faiss = found["exact"], found["faiss"]
+    assert faiss[0].points.item() == pytest.approx(exact[0].points.item(), rel=0.01)
+    assert torch.cosine_similarity(faiss[1].flatten(), exact[1].flatten(), dim=0) > 0.99
+    assert 0.95 < faiss[0].report["recall"] <= 1
+    assert "recall" not in exact[0].report

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import functools
 from dataclasses import replace
 
 import pytest
 import torch
+from doubles import TINY_MODELS
 from torch import Tensor, nn
 
 from hess_plugin.backbones import find_backbone
-from hess_plugin.calibration.errors import GroundTruth, align, camera_error, point_error
-from hess_plugin.calibration.fisher import calibrate, scene_traces
-from hess_plugin.config import CalibrationConfig
+from hess_plugin.calibration.errors import calibration_errors
+from hess_plugin.calibration.fisher import _recomputed_blocks, scene_traces
+from hess_plugin.config import PROJECTIONS, CalibrationConfig
 from hess_plugin.datasets.scene import Scene
 from hess_plugin.datasets.synthetic import synthetic_scene
-from hess_plugin.geometry.cameras import camera_centers
 from hess_plugin.models.configuration import VggtConfig
 from hess_plugin.models.vggt import VggtModel
 
 HEADS, LAYERS = 2, 3
-CONFIG = CalibrationConfig(num_scenes=3, num_views=3, inlier_radius=1.0, max_points=200)
+# Random weights fit no scene.
+CONFIG = CalibrationConfig(num_scenes=3, num_views=3, inlier_radius=1.0, max_points=200, min_fitness=0.0)
 
 
-def tiny_model() -> VggtModel:
+def tiny_model(dpt_layers: tuple[int, ...] = (0, 1, 1, 2)) -> VggtModel:
     """Random weights, large enough that heads differ and no gradient is lost in rounding."""
     torch.manual_seed(0)
     config = VggtConfig(
@@ -38,7 +39,7 @@ def tiny_model() -> VggtModel:
         camera_num_heads=2,
         dpt_features=8,
         dpt_out_channels=(8, 8, 8, 8),
-        dpt_layers=(0, 1, 1, 2),
+        dpt_layers=dpt_layers,
         enable_track=False,
         layer_scale_init=1.0,
     )
@@ -59,13 +60,14 @@ SCENES = [scene_of(seed) for seed in range(3)]
 
 
 class LoopedAttention(nn.Module):
-    """Attention head by head, each with a query matrix of its own; shares nothing with the fused form."""
+    """Attention head by head, each with matrices of its own; shares nothing with the fused form."""
 
     def __init__(self, attn: nn.Module) -> None:
         super().__init__()
-        q, k, v = attn.qkv.weight.detach().split(attn.proj.in_features)
-        self.query = nn.ParameterList(part.clone() for part in q.chunk(HEADS))
-        self.key, self.value = k.chunk(HEADS), v.chunk(HEADS)
+        fused = attn.qkv.weight.detach().split(attn.proj.in_features)
+        self.query, self.key, self.value = (
+            nn.ParameterList(part.clone() for part in weight.chunk(HEADS)) for weight in fused
+        )
         self.bias = attn.qkv.bias.detach().view(3, HEADS, -1)
         self.q_norm, self.k_norm, self.proj, self.rope = attn.q_norm, attn.k_norm, attn.proj, attn.rope
 
@@ -81,81 +83,112 @@ class LoopedAttention(nn.Module):
 
 
 def brute_force_traces(model: VggtModel, scene: Scene) -> dict[str, Tensor]:
+    """By a forward and a `backward()` for each error, through attention that is computed head by head."""
     looped = copy.deepcopy(model)
     for block in looped.aggregator.global_blocks:
         block.attn = LoopedAttention(block.attn)
     traces = {}
     for kind in ("camera", "points"):
         looped.zero_grad()
-        outputs = looped(scene.images[None])
-        truth = GroundTruth.of(scene)
-        transform = align(outputs.world_points[0], torch.ones_like(truth.mask), truth)
-        if kind == "camera":
-            error = camera_error(camera_centers(outputs.extrinsics[0]), truth, transform)
-        else:
-            points = outputs.world_points[0].reshape(-1, 3)
-            drawn = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:200]
-            error = point_error(points[drawn], truth, transform, CONFIG.inlier_radius)
-        error.backward()
-        grads = [[w.grad for w in block.attn.query] for block in looped.aggregator.global_blocks]
-        traces[kind] = torch.stack([torch.stack([(g * g).sum() for g in layer]) for layer in grads])
+        errors = calibration_errors(
+            find_backbone(MODEL).reconstruct(looped(scene.images[None])), scene, CONFIG
+        )
+        getattr(errors, kind).backward()
+        for projection in PROJECTIONS:
+            heads = [getattr(block.attn, projection) for block in looped.aggregator.global_blocks]
+            name = kind if projection == "query" else f"{kind}.{projection}"
+            traces[name] = torch.stack([torch.stack([(w.grad**2).sum() for w in layer]) for layer in heads])
     return traces
 
 
+EXPECTED = ("camera", "points", "camera.key", "points.key", "camera.value", "points.value")
+
+
 def test_traces_equal_looped_heads() -> None:
-    traces = scene_traces(MODEL, SCENES[0], CONFIG)
+    traces = scene_traces(MODEL, SCENES[0], replace(CONFIG, projections=PROJECTIONS)).traces
     expected = brute_force_traces(MODEL, SCENES[0])
-    assert traces.keys() == expected.keys()
-    for kind, trace in traces.items():
+    assert set(traces) == set(expected) == set(EXPECTED)
+    for name, trace in traces.items():
         assert trace.shape == (LAYERS, HEADS)
         assert trace.dtype == torch.float64
         assert (trace > 0).all()
-        torch.testing.assert_close(trace, expected[kind], rtol=1e-6, atol=0)
+        torch.testing.assert_close(trace, expected[name], rtol=1e-6, atol=0)
 
 
-def test_scores_are_the_mean_over_scenes() -> None:
-    scores = calibrate(MODEL, SCENES, CONFIG, dataset="toy", base_model="org/toy", base_revision="abc")
-    for kind in ("camera", "points"):
-        rows = torch.stack([scene_traces(MODEL, scene, CONFIG)[kind] for scene in SCENES])
-        torch.testing.assert_close(scores.scene_traces[kind], rows, rtol=1e-9, atol=0)
-        torch.testing.assert_close(scores.fisher_trace[kind], rows.sum(0) / 3, rtol=1e-9, atol=0)
-    info = scores.info
-    assert (info.backbone, info.num_layers, info.num_heads, info.head_dim) == ("vggt", LAYERS, HEADS, 8)
-    assert info.scene_ids == ("synthetic-0", "synthetic-1", "synthetic-2")
-    assert (info.dataset, info.base_model, info.base_revision) == ("toy", "org/toy", "abc")
-    assert (info.num_views, info.seed, info.camera_weight) == (3, 0, 0.5)
-    assert info.weights_sha256 == find_backbone(MODEL).weights_sha256(MODEL)
-    assert info.calibration["inlier_radius"] == 1.0
-    assert info.calibration["max_points"] == 200
+def test_more_projections_cost_no_more_passes_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *args, **kwargs: calls.append(1) or grad(*args, **kwargs)
+    )
+    alone = scene_traces(MODEL, SCENES[0], CONFIG).traces
+    both = scene_traces(MODEL, SCENES[0], replace(CONFIG, projections=("query", "value"))).traces
+    assert len(calls) == 2 * 2
+    assert set(alone) == {"camera", "points"}
+    assert set(both) == {"camera", "points", "camera.value", "points.value"}
+    assert all(torch.equal(alone[name], both[name]) for name in alone)
 
 
-def test_scores_do_not_depend_on_scene_order() -> None:
-    scenes = [scene_of(seed, num_views=5) for seed in (4, 5, 6)]  # views are drawn
-    forward = calibrate(MODEL, scenes, CONFIG, dataset="toy")
-    backward = calibrate(MODEL, scenes[::-1], CONFIG, dataset="toy")
-    assert torch.equal(forward.scene_traces["camera"], backward.scene_traces["camera"].flip(0))
-    torch.testing.assert_close(forward.weights(), backward.weights(), rtol=1e-12, atol=0)
+def test_projections_in_modules_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family without fused weight: only those asked for get gradients, the traces are the same."""
+    config = replace(CONFIG, projections=("query", "key"))
+    expected = scene_traces(MODEL, SCENES[0], config).traces
+    model = tiny_model()
+    for block in model.aggregator.global_blocks:
+        block.attn.qkv = SeparateProjections(block.attn.qkv)
+    backbone = type(find_backbone(MODEL))
+    monkeypatch.setattr(
+        backbone, "projection_weight", lambda self, attn, each: (getattr(attn.qkv, each).weight, slice(None))
+    )
+    seen = []
+    for block in model.aggregator.global_blocks:
+        for name in PROJECTIONS:
+            weight = getattr(block.attn.qkv, name).weight
+            weight.register_hook(lambda grad, name=name: seen.append(name))
+    traces = scene_traces(model, SCENES[0], config).traces
+    assert set(seen) == {"query", "key"}
+    for name, trace in traces.items():
+        torch.testing.assert_close(trace, expected[name], rtol=1e-9, atol=0)
 
 
-def test_views_are_drawn_by_seed() -> None:
-    scene = scene_of(4, num_views=5)
+class SeparateProjections(nn.Module):
+    """q, k and v by three linear layers, one after another as the fused layer gives them."""
 
-    def trace(seed: int) -> Tensor:
-        config = replace(CONFIG, num_scenes=1, seed=seed)
-        return calibrate(MODEL, [scene], config, dataset="toy").scene_traces["camera"]
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        self.out_features = fused.out_features
+        weights, biases = fused.weight.detach().chunk(3), fused.bias.detach().chunk(3)
+        for name, weight, bias in zip(PROJECTIONS, weights, biases, strict=True):
+            linear = nn.Linear(*weight.shape)
+            linear.weight, linear.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+            setattr(self, name, linear)
 
-    assert torch.equal(trace(0), trace(0))
-    assert not torch.allclose(trace(0), trace(1))
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([getattr(self, name)(x) for name in PROJECTIONS], dim=-1)
 
 
-def test_no_more_scenes_are_read_than_asked_for() -> None:
-    def endless() -> Iterator[Scene]:
-        for seed in range(10):
-            assert seed < 2, "a third scene was asked for"
-            yield scene_of(seed)
+def test_report_is_that_of_the_errors() -> None:
+    prediction = find_backbone(MODEL).reconstruct(MODEL(SCENES[0].images[None]))
+    errors = calibration_errors(prediction, SCENES[0], CONFIG)
+    assert scene_traces(MODEL, SCENES[0], CONFIG).report == pytest.approx(errors.report)
 
-    scores = calibrate(MODEL, endless(), replace(CONFIG, num_scenes=2), dataset="toy")
-    assert len(scores.info.scene_ids) == 2
+
+def test_same_bits_whatever_was_computed_before() -> None:
+    """Neither other scenes nor the state of the random generators leave a trace."""
+    first = scene_traces(MODEL, SCENES[0], CONFIG).traces
+    torch.manual_seed(5)
+    scene_traces(MODEL, SCENES[1], CONFIG)
+    again = scene_traces(MODEL, SCENES[0], CONFIG).traces
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_layer_that_an_error_does_not_depend_on_has_zeros() -> None:
+    """The points of this head come from layers 0 and 1, so the last global attention moves no point."""
+    model = tiny_model(dpt_layers=(0, 0, 1, 1))
+    traces = scene_traces(model, SCENES[0], CONFIG).traces
+    assert (traces["points"][-1] == 0).all()
+    assert (traces["points"][:-1] > 0).all()
+    assert (traces["camera"] > 0).all()
 
 
 def state_of(model: nn.Module) -> list[tuple[str, object]]:
@@ -163,51 +196,68 @@ def state_of(model: nn.Module) -> list[tuple[str, object]]:
     return flags + [(name, (p.requires_grad, p.grad is None)) for name, p in model.named_parameters()]
 
 
+def forwards_of(model: nn.Module) -> dict[str, object]:
+    """Whatever stands in the place of a class's forward."""
+    return {name: m.__dict__["forward"] for name, m in model.named_modules() if "forward" in m.__dict__}
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_the_model_is_left_as_it_was(training: bool) -> None:
     model = tiny_model().train(training)
     model.aggregator.camera_token.requires_grad_(False)
     model.camera_head.train(not training)
-    before, weights = state_of(model), copy.deepcopy(model.state_dict())
-    trace = scene_traces(model, SCENES[0], CONFIG)["camera"]
-    assert state_of(model) == before
-    assert not model.is_activation_checkpointing
+    hooked = model.aggregator.global_blocks[0]
+    hooked.forward = functools.partial(type(hooked).forward, hooked)  # as libraries with hooks do
+    before, forwards, weights = state_of(model), forwards_of(model), copy.deepcopy(model.state_dict())
+    trace = scene_traces(model, SCENES[0], CONFIG).traces["camera"]
+    assert (state_of(model), forwards_of(model)) == (before, forwards)
     with pytest.raises(ValueError, match="none of 200 predicted points"):
         scene_traces(model, SCENES[0], replace(CONFIG, inlier_radius=1e-9))
-    assert state_of(model) == before
-    assert not model.is_activation_checkpointing
+    assert (state_of(model), forwards_of(model)) == (before, forwards)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
-    torch.testing.assert_close(trace, scene_traces(MODEL, SCENES[0], CONFIG)["camera"], rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        trace, scene_traces(MODEL, SCENES[0], CONFIG).traces["camera"], rtol=1e-9, atol=0
+    )
 
 
 def test_works_without_gradients_around() -> None:
     with torch.no_grad():
-        trace = scene_traces(MODEL, SCENES[1], CONFIG)["points"]
-    torch.testing.assert_close(trace, scene_traces(MODEL, SCENES[1], CONFIG)["points"], rtol=1e-9, atol=0)
+        traces = scene_traces(MODEL, SCENES[1], CONFIG).traces
+    expected = scene_traces(MODEL, SCENES[1], CONFIG).traces
+    assert torch.equal(traces["points"], expected["points"])
 
 
-def test_activations_are_recomputed_where_the_model_can() -> None:
-    """The last block's attention runs again in each of two backward passes; the traces are the same."""
-    calls = {True: 0, False: 0}
-    traces = {}
-    for supported in (True, False):
-        model = tiny_model()
-        model.supports_gradient_checkpointing = supported
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_activations_are_recomputed_in_both_passes(name: str) -> None:
+    """In every class, the last global attention runs again in each of two backward passes."""
+    torch.manual_seed(0)
+    model = TINY_MODELS[name]().eval()
+    backbone = find_backbone(model)
+    attentions, calls = list(backbone.global_attentions(model).values()), []
+    attentions[-1].register_forward_hook(lambda *_: calls.append(1))
+    scene_traces(model, synthetic_scene(0, 3, image_size=16), replace(CONFIG, inlier_radius=100.0))
+    assert len(calls) == 3
 
-        def count(*_: object, supported: bool = supported) -> None:
-            calls[supported] += 1
 
-        model.aggregator.global_blocks[-1].attn.register_forward_hook(count)
-        traces[supported] = scene_traces(model, SCENES[0], CONFIG)
-    assert calls == {True: 3, False: 1}
-    for kind in ("camera", "points"):
-        torch.testing.assert_close(traces[True][kind], traces[False][kind], rtol=1e-9, atol=0)
+def test_blocks_store_nothing_but_their_input() -> None:
+    block = MODEL.aggregator.global_blocks[0]
+    tokens, angles = torch.rand(1, 6, 16, dtype=torch.float64), torch.zeros(6, 8)
+    stored: list[Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: stored.append(t) or t, lambda t: t)
+    with hooks:
+        block(tokens, angles)
+        assert len(stored) > 5
+        stored.clear()
+        with _recomputed_blocks(MODEL, find_backbone(MODEL).global_attentions(MODEL)):
+            block(tokens, angles)
+        assert {each.data_ptr() for each in stored} <= {tokens.data_ptr(), angles.data_ptr()}
 
 
 def test_points_from_depth_and_camera() -> None:
-    other = scene_traces(MODEL, SCENES[0], replace(CONFIG, point_source="depth", inlier_radius=10.0))
+    config = replace(CONFIG, point_source="depth", inlier_radius=10.0)
+    other = scene_traces(MODEL, SCENES[0], config).traces
     assert all((trace > 0).all() for trace in other.values())
-    assert not torch.allclose(other["points"], scene_traces(MODEL, SCENES[0], CONFIG)["points"])
+    assert not torch.allclose(other["points"], scene_traces(MODEL, SCENES[0], CONFIG).traces["points"])
 
 
 def test_gradient_that_is_not_finite_names_scene_and_layer() -> None:
@@ -224,16 +274,13 @@ def patched_model() -> VggtModel:
 
 
 @pytest.mark.parametrize(
-    ("model", "scenes", "message"),
+    ("model", "scene", "message"),
     [
-        (patched_model(), SCENES, r"has sparse attention, .* call model\.hess\.remove\(\) first"),
-        (nn.Linear(2, 2), SCENES, "no backbone matches `Linear`"),
-        (MODEL, [], "dataset 'toy' gave no scenes"),
-        (MODEL, [SCENES[0], SCENES[0]], "gave scene 'synthetic-0' twice"),
-        (MODEL, [scene_of(0, 2)], "scene 'synthetic-0' has 2 views, num_views is 3"),
-        (MODEL, [replace(SCENES[0], depth=None)], "scene 'synthetic-0' lacks cameras or depth"),
+        (patched_model(), SCENES[0], r"has sparse attention, .* call model\.hess\.remove\(\) first"),
+        (nn.Linear(2, 2), SCENES[0], "no backbone matches `Linear`"),
+        (MODEL, replace(SCENES[0], depth=None), "scene 'synthetic-0' lacks cameras or depth"),
     ],
 )
-def test_calibrate_bad_input(model: nn.Module, scenes: list[Scene], message: str) -> None:
+def test_bad_input(model: nn.Module, scene: Scene, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        calibrate(model, scenes, CONFIG, dataset="toy")
+        scene_traces(model, scene, CONFIG)

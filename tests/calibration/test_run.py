@@ -1,88 +1,277 @@
-"""`hess calibrate`: from the command line to a sidecar that loads."""
+"""Calibration over many scenes in one process: what is kept, left out, resumed and said."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import io
+import json
+import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from doubles import tiny_native_vggt
-from safetensors.torch import load_file, save_file
+from torch import nn
+from toy_dataset import CONFIG, ToyDataset
 
-from hess_plugin.cli import main
-from hess_plugin.scores import HeadScores
+from hess_plugin.backbones import find_backbone
+from hess_plugin.calibration import measuring
+from hess_plugin.calibration.fisher import scene_traces
+from hess_plugin.calibration.records import unfinished
+from hess_plugin.calibration.reproducible import reproducible
+from hess_plugin.calibration.run import LOG_FILE, calibrate
+from hess_plugin.datasets import Scene
+from hess_plugin.errors import InputError
+from hess_plugin.scores import SCORES_FILE, HeadScores
 
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    tiny_native_vggt().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def calibrate(model: Path, out: Path, *more: str) -> list[str]:
-    return ["calibrate", "--model", str(model), "--out", str(out), "--device", "cpu", *more]
-
-
-def test_writes_a_sidecar_beside_the_weights(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = model / "hess" / "synthetic"
-    sizes = ("--num-scenes", "2", "--num-views", "3", "--max-points", "50")
-    assert main(calibrate(model, out, "--dataset", "synthetic", *sizes)) == 0
-    scores = HeadScores.load(out)
-    assert scores.info.dataset == "synthetic"
-    assert scores.info.scene_ids == ("synthetic-10000", "synthetic-10001")
-    assert (scores.info.num_views, scores.info.calibration["max_points"]) == (3, 50)
-    assert torch.isfinite(scores.weights()).all()
-    assert str(out) in capsys.readouterr().out
+torch.manual_seed(0)
+MODEL = tiny_native_vggt().eval()
+SCENES = [f"toy/{index}" for index in range(5)]
+BROKEN = {"toy/1": InputError("frame 7: cut short"), "toy/3": ValueError("cannot be\n  aligned")}
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--dataset", "imagenet"], "unknown dataset 'imagenet'; known: synthetic, folder."),
-        (["--dataset", "folder"], "--root is the folder of scenes"),
-        (["--dataset", "synthetic", "--root", "."], "--root is the folder of scenes"),
-        (["--dataset", "synthetic", "--num-views", "0"], "num_views must be an integer of at least 1"),
-        (["--dataset", "folder", "--root", "EMPTY"], "holds no scene"),
-        (["--dataset", "synthetic", "--device", "quux"], "cannot use the device 'quux'"),
-        (["--dataset", "synthetic", "--out", "/proc/nowhere"], "cannot write to /proc/nowhere"),
-    ],
-)
-def test_bad_input_is_one_line(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
-) -> None:
-    (tmp_path / "EMPTY").mkdir()
-    more = [str(tmp_path / "EMPTY") if word == "EMPTY" else word for word in more]
-    assert main(calibrate(model, tmp_path / "scores", *more)) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("hess calibrate: ")
-    assert message in error
-    assert not (tmp_path / "scores" / "hess_config.json").exists()
+def scores_of(out: Path, dataset: ToyDataset | None = None, **options: Any) -> HeadScores:
+    scores = calibrate(MODEL, dataset or ToyDataset(), options.pop("config", CONFIG), out=out, **options)
+    assert scores is not None
+    return scores
 
 
-def test_earlier_scores_are_left_alone(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = model / "hess" / "synthetic"
-    out.mkdir(parents=True)
-    (out / "hess_config.json").write_text("{}")
-    assert main(calibrate(model, out, "--dataset", "synthetic")) == 2
-    assert "holds scores already" in capsys.readouterr().err
-    assert (out / "hess_config.json").read_text() == "{}"
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The scores file of a run without incidents."""
+    out = tmp_path_factory.mktemp("unbroken")
+    scores_of(out)
+    return (out / SCORES_FILE).read_bytes()
 
 
-def test_incomplete_checkpoint_is_refused(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    weights = load_file(model / "model.safetensors")
-    partial = {name: value for name, value in weights.items() if "global_blocks" not in name}
-    save_file(partial, model / "model.safetensors", metadata={"format": "pt"})
-    assert main(calibrate(model, tmp_path / "scores", "--dataset", "synthetic")) == 2
-    assert "is no VGGT checkpoint: it lacks" in capsys.readouterr().err
+class TestWithoutIncidents:
+    def test_traces_are_those_of_each_scene(self, tmp_path: Path) -> None:
+        scores = scores_of(tmp_path, base_model="org/toy", base_revision="abc")
+        with reproducible(torch.device("cpu")):
+            rows = [scene_traces(MODEL, ToyDataset().load(each, 3, 0), CONFIG).traces for each in SCENES]
+        for kind in ("camera", "points"):
+            expected = torch.stack([row[kind] for row in rows])
+            assert torch.equal(scores.scene_traces[kind], expected)
+            assert (expected > 0).all()
+        info = scores.info
+        assert (info.dataset, info.scene_ids, info.view_ids[0]) == (
+            "toy",
+            tuple(SCENES),
+            ("000", "001", "002"),
+        )
+        assert (info.backbone, info.num_layers, info.num_heads, info.head_dim) == ("vggt", 2, 4, 8)
+        assert (info.base_model, info.base_revision) == ("org/toy", "abc")
+        assert (info.num_views, info.seed, info.camera_weight) == (3, 0, 0.5)
+        assert info.calibration["max_points"] == 50
+        assert not set(info.calibration) & {"num_scenes", "seed", "projections", "camera_weight"}
+        assert info.dataset_settings["image_width"] == 16
+        assert info.weights_sha256 == find_backbone(MODEL).weights_sha256(MODEL)
+
+    def test_what_is_left_behind(self, tmp_path: Path) -> None:
+        scores = scores_of(tmp_path)
+        names = {LOG_FILE, "hess_config.json", SCORES_FILE}
+        assert {path.name for path in tmp_path.iterdir()} == names
+        assert HeadScores.load(tmp_path).info == scores.info
+        log = json.loads((tmp_path / LOG_FILE).read_text())
+        assert (log["processes"], log["device"]) == (1, "cpu")
+        assert [entry["scene_id"] for entry in log["scenes"]] == SCENES
+        for entry in log["scenes"]:
+            assert entry["seconds"] > 0
+            assert entry["peak_memory"] > 2**20
+            assert entry["failure"] is None
+            assert entry["report"]["camera_error"] > 0
+
+    def test_views_passed_over_are_counted(self, tmp_path: Path) -> None:
+        class WithBlackFrame(ToyDataset):
+            def load(self, *args: Any) -> Scene:
+                return replace(super().load(*args), unusable_views={"000007": "the image is black"})
+
+        scores_of(tmp_path, WithBlackFrame())
+        log = json.loads((tmp_path / LOG_FILE).read_text())
+        assert [entry["unusable_views"] for entry in log["scenes"]] == [{"000007": "the image is black"}] * 5
+
+    def test_nothing_depends_on_threads_or_on_what_ran_before(self, tmp_path: Path, unbroken: bytes) -> None:
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(threads + 1)
+            scene_traces(MODEL, ToyDataset().load("toy/4", 3, 9), CONFIG)
+            scores_of(tmp_path)
+            assert torch.get_num_threads() == threads + 1
+        finally:
+            torch.set_num_threads(threads)
+        assert (tmp_path / SCORES_FILE).read_bytes() == unbroken
+
+    def test_settings_count(self, tmp_path: Path) -> None:
+        config = replace(CONFIG, num_scenes=2, seed=1, camera_weight=0.25, projections=("query", "key"))
+        scores = scores_of(tmp_path, config=config)
+        assert scores.info.scene_ids == tuple(ToyDataset().choose(2, 1))
+        assert (scores.info.seed, scores.info.camera_weight) == (1, 0.25)
+        assert set(scores.scene_traces) == {"camera", "points", "camera.key", "points.key"}
+
+    def test_bfloat16_ranks_as_float32(self, tmp_path: Path) -> None:
+        dense = scores_of(tmp_path / "a").weights()
+        rounded = scores_of(tmp_path / "b", config=replace(CONFIG, precision="bfloat16")).weights()
+        assert not torch.equal(dense, rounded)
+        torch.testing.assert_close(dense, rounded, rtol=0, atol=0.05)
 
 
-def test_runs_as_a_module() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "hess_plugin.calibrate", "--help"], capture_output=True, text=True, timeout=120
+class TestProgress:
+    def test_bar_counts_scenes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            scores_of(tmp_path, ToyDataset({"toy/2": KeyboardInterrupt()}))
+        terminal = io.StringIO()
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr("sys.stderr", terminal)
+        scores_of(tmp_path, resume=True)
+        _, first, *_, last = terminal.getvalue().split("\r")
+        assert "2/5" in first
+        assert "5/5" in last
+        assert "GiB" in last
+
+    def test_nothing_where_nobody_watches(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        scores_of(tmp_path)
+        assert capsys.readouterr() == ("", "")
+
+
+class TestResuming:
+    @pytest.mark.parametrize("incident", [KeyboardInterrupt(), RuntimeError("a bug"), KeyError("a bug")])
+    def test_goes_on_where_it_stopped(self, tmp_path: Path, incident: BaseException, unbroken: bytes) -> None:
+        """A bug is no failed scene: it stops the run, and leaves no record of its scene."""
+        with pytest.raises(type(incident)):
+            scores_of(tmp_path, ToyDataset({"toy/2": incident}))
+        with pytest.raises(InputError, match="continue it with --resume"):
+            scores_of(tmp_path)
+        dataset = ToyDataset()
+        scores_of(tmp_path, dataset, resume=True)
+        assert dataset.loaded == SCENES[2:]
+        assert (tmp_path / SCORES_FILE).read_bytes() == unbroken
+        assert not unfinished(tmp_path)
+
+    def test_with_nothing_to_resume_it_starts(self, tmp_path: Path, unbroken: bytes) -> None:
+        scores_of(tmp_path, resume=True)
+        assert (tmp_path / SCORES_FILE).read_bytes() == unbroken
+
+    def test_a_damaged_record_is_measured_again(
+        self, tmp_path: Path, unbroken: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            scores_of(tmp_path, ToyDataset({"toy/3": KeyboardInterrupt()}))
+        damaged = unfinished(tmp_path)[0] / "00001.safetensors"
+        damaged.write_bytes(damaged.read_bytes()[:-8])
+        dataset = ToyDataset()
+        with caplog.at_level(logging.WARNING):
+            scores_of(tmp_path, dataset, resume=True)
+        assert dataset.loaded == ["toy/1", "toy/3", "toy/4"]
+        assert "scene toy/1 is measured again" in caplog.text
+        assert (tmp_path / SCORES_FILE).read_bytes() == unbroken
+
+    def test_only_what_decides_the_traces_makes_another_run(self, tmp_path: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            scores_of(tmp_path, ToyDataset({"toy/3": KeyboardInterrupt()}))
+        for config in (
+            replace(CONFIG, seed=1),
+            replace(CONFIG, max_points=51),
+            replace(CONFIG, num_scenes=4),
+        ):
+            with pytest.raises(InputError, match="records of another calibration, which differs in "):
+                scores_of(tmp_path, config=config, resume=True)
+        other = ToyDataset()
+        other.settings["light"] = 3
+        with pytest.raises(InputError, match=r"differs in dataset_settings\.light \(None, now 3\)"):
+            scores_of(tmp_path, other, resume=True)
+        dataset = ToyDataset()
+        scores = scores_of(tmp_path, dataset, config=replace(CONFIG, camera_weight=1.0), resume=True)
+        assert scores.info.camera_weight == 1.0
+        assert dataset.loaded == ["toy/3", "toy/4"]
+
+    def test_finished_scores_are_left_alone(self, tmp_path: Path) -> None:
+        scores_of(tmp_path)
+        dataset = ToyDataset()
+        for resume in (False, True):
+            with pytest.raises(InputError, match="holds scores already"):
+                scores_of(tmp_path, dataset, resume=resume)
+        assert dataset.loaded == []
+
+
+class TestFailedScenes:
+    def test_all_are_named_and_the_others_kept(self, tmp_path: Path, unbroken: bytes) -> None:
+        with pytest.raises(InputError) as caught:
+            scores_of(tmp_path, ToyDataset(BROKEN))
+        assert str(caught.value).startswith(
+            "2 of 5 scenes failed (toy/1: frame 7: cut short; toy/3: cannot be aligned); "
+        )
+        assert "--resume --skip-failed leaves them out" in str(caught.value)
+        assert not (tmp_path / SCORES_FILE).exists()
+        log = json.loads((tmp_path / LOG_FILE).read_text())
+        assert log["scenes"][1]["failure"] == "frame 7: cut short"
+        mended = ToyDataset()
+        scores_of(tmp_path, mended, resume=True)
+        assert mended.loaded == ["toy/1", "toy/3"]
+        assert (tmp_path / SCORES_FILE).read_bytes() == unbroken
+
+    def test_left_out_later_without_measuring_anything(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="2 of 5 scenes failed"):
+            scores_of(tmp_path / "later", ToyDataset(BROKEN))
+        dataset = ToyDataset()
+        later = scores_of(tmp_path / "later", dataset, resume=True, skip_failed=True)
+        assert dataset.loaded == []
+        assert later.info.skipped == {"toy/1": "frame 7: cut short", "toy/3": "cannot be aligned"}
+        assert later.info.scene_ids == ("toy/0", "toy/2", "toy/4")
+        scores_of(tmp_path / "at once", ToyDataset(BROKEN), skip_failed=True)
+        assert (tmp_path / "later" / SCORES_FILE).read_bytes() == (
+            tmp_path / "at once" / SCORES_FILE
+        ).read_bytes()
+
+    def test_a_gradient_that_is_not_finite(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Never averaged in: the scene is named with its layer."""
+
+        def scene_with_nan(self: ToyDataset, scene_id: str, num_views: int, seed: int) -> Any:
+            scene = load(self, scene_id, num_views, seed)
+            return replace(scene, images=scene.images * torch.nan) if scene_id == "toy/2" else scene
+
+        load = ToyDataset.load
+        monkeypatch.setattr(ToyDataset, "load", scene_with_nan)
+        with pytest.raises(InputError, match=r"1 of 5 scenes failed \(toy/2: scene 'toy/2'"):
+            scores_of(tmp_path)
+
+    @pytest.mark.parametrize("skip_failed", [False, True])
+    def test_nothing_is_left(self, tmp_path: Path, skip_failed: bool) -> None:
+        dataset = ToyDataset({each: ValueError("dark") for each in SCENES})
+        with pytest.raises(InputError, match=r"5 of 5 scenes failed .*; nothing is left to calibrate on"):
+            scores_of(tmp_path, dataset, skip_failed=skip_failed)
+        assert not (tmp_path / SCORES_FILE).exists()
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("model", "message"),
+        [(nn.Linear(2, 2), "no backbone matches `Linear`"), (None, "has sparse attention")],
     )
-    assert done.returncode == 0
-    assert "--dataset" in done.stdout
+    def test_models(self, tmp_path: Path, model: nn.Module | None, message: str) -> None:
+        if model is None:
+            model = tiny_native_vggt()
+            object.__setattr__(model, "hess", object())
+        dataset = ToyDataset()
+        with pytest.raises(ValueError, match=message):
+            calibrate(model, dataset, CONFIG, out=tmp_path / "out")
+        assert dataset.loaded == []
+        assert not (tmp_path / "out").exists()
+
+
+def test_next_scene_is_read_while_one_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dataset, seen = ToyDataset(), []
+    measure = measuring._measure
+
+    def watched(model: nn.Module, scene_id: str, loading: Any, config: Any) -> Any:
+        loading.result()
+        record = measure(model, scene_id, loading, config)
+        seen.append((scene_id, len(dataset.loaded)))
+        return record
+
+    monkeypatch.setattr(measuring, "_measure", watched)
+    scores_of(tmp_path, dataset)
+    assert [scene_id for scene_id, _ in seen] == SCENES
+    for index, (_, loaded) in enumerate(seen):
+        assert loaded <= index + 2  # one ahead, not all: memory
+    assert dataset.loaded == SCENES

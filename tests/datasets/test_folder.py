@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch
 from PIL import Image
 
 import hess_plugin
-from hess_plugin.datasets.folder import find_photos, load_scene
+from hess_plugin.datasets import open_dataset
+from hess_plugin.datasets.folder import FolderDataset, find_photos, load_scene
 from hess_plugin.errors import InputError
 
 OFFICE = Path(hess_plugin.__file__).parent / "assets" / "hololens_office"
@@ -105,14 +108,17 @@ class TestWithCameras:
             ({"depth_scale": None}, "no field 'depth_scale'"),
             ({"depth_scale": 0}, "'depth_scale' must be a positive number, got 0"),
             ({"views": []}, "'views' must be a list of at least one view"),
-            ({"K": None}, r"no field 'views\[1\].K'"),
-            ({"K": [[1, 2], [3, 4]]}, r"'views\[1\].K' must be 3 x 3"),
-            ({"K": [[1, 0, 0], [0, "a", 0], [0, 0, 1]]}, r"'views\[1\].K' must be 3 x 3"),
-            ({"world_to_camera": [[0] * 4] * 3}, r"'views\[1\].world_to_camera' must be 4 x 4"),
+            ({"K": None}, r"cameras\.json', views\[1\] has no field 'K'"),
+            ({"K": [[1, 2], [3, 4]]}, r"cameras\.json', views\[1\]: 'K' must be 3 x 3 numbers"),
+            ({"K": [[1, 0, 0], [0, "a", 0], [0, 0, 1]]}, r"views\[1\]: 'K' must be 3 x 3 numbers"),
+            ({"K": [[1, 0, 0], [0, math.nan, 0], [0, 0, 1]]}, r"views\[1\]: 'K' must be finite"),
+            ({"world_to_camera": [[0] * 4] * 3}, r"views\[1\]: 'world_to_camera' must be 4 x 4 numbers"),
+            ({"world_to_camera": None}, r"views\[1\] has no field 'world_to_camera'"),
+            ({"image": 7}, r"views\[1\]: 'image' must be a text, got 7"),
             ({"image": "images/missing.png"}, "cannot read photo .*missing.png"),
             ({"depth": "depth/missing.png"}, "cannot read depth map .*missing.png"),
-            ({"depth": "images/001.png"}, "must be one 16-bit channel, got 3 channels"),
-            ({"width": 41}, r"views\[1\].image has 40 x 30 pixels, but width and height say 41 x 30"),
+            ({"depth": "images/001.png"}, "must be one channel, got 3 channels"),
+            ({"width": 41}, r"views\[1\]: 'image' has 40 x 30 pixels, but width and height say 41 x 30"),
         ],
     )
     def test_bad_fields(self, scene_folder: Path, values: dict, message: str) -> None:
@@ -147,6 +153,67 @@ class TestWithCameras:
     def test_no_cameras(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"cannot read .*cameras\.json"):
             load_scene(tmp_path)
+
+
+class TestDataset:
+    @pytest.fixture
+    def root(self, scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Scenes "one" and "two" of two views each, and a folder that is no scene."""
+        root = tmp_path_factory.mktemp("scenes")
+        for name in ("two", "one"):
+            shutil.copytree(scene_folder, root / name)
+        (root / "notes").mkdir()
+        return root
+
+    def open(self, root: Path, **options: object) -> FolderDataset:
+        return open_dataset("folder", root=root, **({"image_width": 20, "patch_size": 4} | options))
+
+    def test_the_same_scene_as_load_scene(self, root: Path) -> None:
+        dataset = self.open(root)
+        assert dataset.scene_ids() == ["one", "two"]
+        scene, known = dataset.load("two", None, seed=0), load_scene(root / "two", 20, 4)
+        assert scene.name == "two"
+        assert sorted(scene.view_ids) == list(known.view_ids) == ["000", "001"]
+        order = [int(view_id) for view_id in scene.view_ids]
+        for name in ("images", "extrinsics", "intrinsics", "depth"):
+            assert torch.equal(getattr(scene, name), getattr(known, name)[order])
+
+    def test_cloud(self, root: Path) -> None:
+        with pytest.raises(InputError, match=r"2 skipped \(one: no points.ply; two: no points.ply\)"):
+            self.open(root, with_cloud=True)
+        shutil.copy(OFFICE / "points.ply", root / "one" / "points.ply")
+        dataset = self.open(root, with_cloud=True)
+        assert dataset.skipped == {"two": "no points.ply"}
+        assert dataset.load("one", 1, 0).cloud.shape == (118810, 3)
+        assert self.open(root).load("one", 1, 0).cloud is None
+
+    def test_too_few_views(self, root: Path) -> None:
+        edit = json.loads((root / "one" / "cameras.json").read_text())
+        edit["views"].pop()
+        (root / "one" / "cameras.json").write_text(json.dumps(edit))
+        dataset = self.open(root, min_views=2)
+        assert dataset.scene_ids() == ["two"]
+        assert dataset.skipped == {"one": "1 views, 2 are needed"}
+
+    def test_settings_are_json_without_paths(self, root: Path) -> None:
+        settings = self.open(root).settings
+        assert settings == {"image_width": 20, "patch_size": 4, "min_views": 1, "with_cloud": False}
+
+    def test_damaged_scene_is_named(self, root: Path) -> None:
+        change(root / "two", depth="depth/missing.png")
+        with pytest.raises(InputError, match=r"cannot read depth map '.*two/depth/missing.png'"):
+            self.open(root).load("two", 2, 0)
+        (root / "two" / "cameras.json").write_text("{")
+        with pytest.raises(InputError, match=r"cannot read '.*two/cameras.json'"):
+            self.open(root)
+
+    def test_folders_that_hold_no_scene(self, scene_folder: Path, tmp_path_factory) -> None:
+        with pytest.raises(InputError, match="is itself a scene; give the folder that holds it"):
+            self.open(scene_folder)
+        with pytest.raises(InputError, match=r"holds photos without cameras and depth; calibration needs"):
+            self.open(write_photos(tmp_path_factory.mktemp("photos")))
+        with pytest.raises(InputError, match=r"holds no scene: none of its folders has a cameras\.json"):
+            self.open(tmp_path_factory.mktemp("empty"))
 
 
 class TestPhotosAlone:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hess_plugin.datasets import Dataset, open_dataset
 from hess_plugin.datasets.raycast import Cameras, Shapes, cast_rays
 from hess_plugin.datasets.synthetic import (
     _SCENE_FIELDS,
@@ -17,6 +18,7 @@ from hess_plugin.datasets.synthetic import (
     render_scenes,
     synthetic_scene,
 )
+from hess_plugin.errors import InputError
 from hess_plugin.geometry.cameras import camera_centers, unproject_depth
 
 
@@ -178,3 +180,31 @@ class TestScene:
     def test_bad_input(self, seed: int, views: int, size, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             synthetic_scene(seed, views, image_size=size)
+
+
+class TestDataset:
+    def open(self) -> Dataset:
+        return open_dataset("synthetic", root=None, image_width=16, patch_size=8)
+
+    def test_scenes_are_those_of_the_seeds(self) -> None:
+        """Scores made earlier name these scenes: neither ids nor content may change."""
+        dataset = self.open()
+        assert dataset.choose(3, seed=5) == ["synthetic-10000", "synthetic-10001", "synthetic-10002"]
+        scene, known = dataset.load("synthetic-10001", 3, seed=9), synthetic_scene(10_001, 3, image_size=16)
+        assert scene.name == known.name == "synthetic-10001"
+        for name in ("images", "extrinsics", "intrinsics", "depth"):
+            assert torch.equal(getattr(scene, name), getattr(known, name))
+        assert scene.view_ids == ("000", "001", "002")
+        assert scene.images.shape == (3, 3, 16, 16)
+
+    def test_ids_are_sorted(self) -> None:
+        ids = self.open().scene_ids()
+        assert ids == sorted(ids)
+        assert set(self.open().choose(99_999, 0)) == set(ids)
+
+    def test_bad_input(self) -> None:
+        with pytest.raises(InputError, match="synthetic has no scene 'synthetic-9'"):
+            self.open().load("synthetic-9", 3, 0)
+        for num_views in (None, 0):
+            with pytest.raises(InputError, match=f"number of views of at least 1, got {num_views}"):
+                self.open().load("synthetic-10000", num_views, 0)

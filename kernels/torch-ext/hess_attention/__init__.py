@@ -6,12 +6,16 @@ few lines as the mathematics has, what all of them compute.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .flex import flex_attention
+from .ops import triton_attention
 from .reference import block_mask, dense_mask_attention, gathered_attention
 
 __all__ = ["BACKENDS", "block_mask", "block_sparse_attention", "dense_mask_attention", "resolve_backend"]
@@ -22,10 +26,18 @@ class Backend(NamedTuple):
 
     attend: Callable[..., Tensor]
     runs_on: Callable[[torch.device], bool]
+    automatic: bool = True  # may "auto" take it
 
 
-#: Fastest first: "auto" takes the first that runs on the tensors' device.
+# Read once, as Triton itself does.
+_TRITON_DEVICES = {"cuda", "cpu"} if os.environ.get("TRITON_INTERPRET") == "1" else {"cuda"}
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+#: Fastest first: "auto" takes the first that runs on the tensors' device and is automatic. Those of the GPU
+#: are not, as long as they have not been checked and timed on one.
 BACKENDS: dict[str, Backend] = {
+    "triton": Backend(triton_attention, lambda device: _HAS_TRITON and device.type in _TRITON_DEVICES, False),
+    "flex": Backend(flex_attention, lambda device: device.type == "cuda", False),
     "reference": Backend(gathered_attention, lambda device: True),
 }
 
@@ -34,7 +46,7 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     """The name of the implementation to use; raises ValueError if that one cannot run on the device."""
     available = [name for name, candidate in BACKENDS.items() if candidate.runs_on(device)]
     if backend == "auto":
-        return available[0]
+        return next(name for name in available if BACKENDS[name].automatic)
     if backend not in available:
         raise ValueError(
             f"backend {backend!r} is not available on {device.type}; "

@@ -79,7 +79,7 @@ def gathered_attention(
     num_special = 0 if special_k is None else special_k.shape[2]
     offsets = torch.arange(kv_block_size, device=q.device)
     order = counts.argsort(descending=True, stable=True)
-    lengths = _checked_lengths(counts[order], indices, listed, kv_blocks)
+    lengths = checked_lengths(counts[order], indices, listed, kv_blocks)
     outputs: list[Tensor] = []
     for start, stop in _chunks(lengths, q_block_size, kv_block_size, num_special):
         rows = order[start:stop]
@@ -126,7 +126,7 @@ def _chunks(
         start = stop
 
 
-def _checked_lengths(counts: Tensor, indices: Tensor, listed: Tensor, kv_blocks: int) -> list[int]:
+def checked_lengths(counts: Tensor, indices: Tensor, listed: Tensor, kv_blocks: int) -> list[int]:
     """The descending counts on the host, after checking that lists are strictly ascending in [0, Mk)."""
     steps = (indices.diff(dim=1) > 0) | ~listed[:, 1:]
     facts = torch.stack([indices.amin(), indices.amax(), steps.all().long()])

@@ -1,0 +1,119 @@
+"""The calibration command: names of a model and a dataset in, a sidecar out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from ..backbones import find_backbone
+from ..config import CalibrationConfig
+from ..datasets import DATASETS, Dataset, open_dataset
+from ..errors import InputError, input_errors
+from ..loading import commit_of, load_model, memory_errors
+from .processes import from_main, process_state
+from .records import check_out
+from .run import LOG_FILE, calibrate
+from .summary import format_summary
+
+IMAGE_WIDTH = 518  # pixels, for a model that does not name its own; rounded down to whole patches
+_OPTIONS = {"co3d": ("subset", "exclude", "categories"), "dtu": ("scans",)}  # what the command offers of them
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """What to calibrate on what, and where the scores go."""
+
+    model: str  # folder or repository of a checkpoint
+    dataset: str  # one of DATASETS
+    out: Path  # folder for the sidecar
+    root: Path | None = None  # of the dataset; None for "synthetic"
+    model_class: str | None = None  # "module:name"; None finds the native class
+    image_width: int | None = None  # pixels; None: the model's own
+    options: dict[str, Any] = field(default_factory=dict)  # of the dataset, see _OPTIONS
+    config: CalibrationConfig = field(default_factory=CalibrationConfig)
+    device: str | None = None  # None: this process's GPU, or the CPU where there is none
+    resume: bool = False
+    skip_failed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            raise InputError(f"unknown dataset {self.dataset!r}; known: {', '.join(DATASETS)}.")
+        if (self.root is None) != (self.dataset == "synthetic"):
+            raise InputError("--root is the folder of a dataset: all but synthetic need it, which has none.")
+        if self.root is not None and not self.root.is_dir():
+            raise InputError(f"there is no folder {self.root}; give --root the folder of {self.dataset}.")
+        known = _OPTIONS.get(self.dataset, ())
+        unknown = [f"--{name}" for name in self.options if name not in known]
+        if unknown:
+            raise InputError(f"{unknown[0]} is no option of --dataset {self.dataset}; leave it out.")
+        if self.config.truth == "cloud" and self.dataset == "synthetic":
+            raise InputError("--truth cloud needs a dataset with point clouds, synthetic has none.")
+
+
+def run_calibration(run: CalibrationRun) -> None:
+    """Calibrate the dense model in float32, save the sidecar and print what it is worth.
+
+    Raises:
+        InputError: the model, the dataset or the settings cannot be used, or scenes failed.
+    """
+    state = process_state(cpu=run.device == "cpu" or not torch.cuda.is_available())
+    device = _device(run.device, state)
+    if from_main(state, lambda: check_out(run.out, run.resume)):  # before the model is fetched
+        with memory_errors(device, f"{run.config.num_views} views (--num-views) a scene"):
+            _run(run, state, device)
+    state.destroy_process_group()
+
+
+def _run(run: CalibrationRun, state: PartialState, device: str) -> None:
+    model = load_model(run.model, device, model_class=run.model_class)
+    dataset = _open_dataset(run, model)
+    if state.is_main_process:
+        print(f"Processes: {state.num_processes} ({torch.device(device).type})", flush=True)
+    with input_errors(ImportError):  # Open3D or Faiss, named with the extra that brings it
+        scores = calibrate(
+            model,
+            dataset,
+            run.config,
+            out=run.out,
+            resume=run.resume,
+            skip_failed=run.skip_failed,
+            base_model=run.model,
+            base_revision=commit_of(run.model),
+        )
+    if scores is not None:
+        print(format_summary(scores))
+        print(f"\nScores: {run.out}/ (look at them with `hess inspect {run.out}`); by scene: {LOG_FILE}")
+        if dataset.skipped:
+            print(f"{dataset.name} left out {len(dataset.skipped)} scenes beforehand; reasons: {LOG_FILE}")
+
+
+def _device(asked: str | None, state: PartialState) -> str:
+    """The device of this process: of several, each has a GPU of its own, or all share the CPU."""
+    if asked is None or (asked == "cuda" and state.num_processes > 1):
+        return str(state.device)
+    if state.num_processes > 1 and asked != "cpu":
+        raise InputError(
+            f"--device {asked} is for one process, but {state.num_processes} were launched: leave it out."
+        )
+    return asked
+
+
+def _open_dataset(run: CalibrationRun, model: nn.Module) -> Dataset:
+    with input_errors(ValueError):  # of no known family
+        patch_size = find_backbone(model).patch_size(model)[0]
+    own = getattr(getattr(model, "config", None), "img_size", IMAGE_WIDTH)
+    options = dict(run.options) | {"min_views": run.config.num_views}
+    if run.config.truth == "cloud":
+        options["with_cloud"] = True
+    return open_dataset(
+        run.dataset,
+        root=run.root,
+        image_width=own // patch_size * patch_size if run.image_width is None else run.image_width,
+        patch_size=patch_size,
+        **options,
+    )

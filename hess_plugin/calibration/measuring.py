@@ -1,0 +1,80 @@
+"""Scenes one after another: files read ahead, traces measured, and what goes wrong told apart."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..config import CalibrationConfig
+from ..datasets import Dataset, Scene
+from .fisher import scene_traces
+from .records import SceneRecord
+
+
+def measure(
+    model: nn.Module, dataset: Dataset, scene_ids: Sequence[str], config: CalibrationConfig
+) -> Iterator[SceneRecord]:
+    """The record of each scene, in order. Files of the next scene are read while one is measured."""
+    for scene_id, loading in _read_ahead(dataset, scene_ids, config):
+        record = _measure(model, scene_id, loading, config)
+        yield record if record.failure is None else _without_root(record, dataset)
+
+
+def _read_ahead(
+    dataset: Dataset, scene_ids: Sequence[str], config: CalibrationConfig
+) -> Iterator[tuple[str, Future[Scene]]]:
+    """Each scene with its files being read: those of the next one while this one is measured."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        queue: deque[tuple[str, Future[Scene]]] = deque()
+        for scene_id in scene_ids:
+            queue.append((scene_id, reader.submit(dataset.load, scene_id, config.num_views, config.seed)))
+            if len(queue) > 1:
+                yield queue.popleft()
+        yield from queue
+
+
+def _measure(
+    model: nn.Module, scene_id: str, loading: Future[Scene], config: CalibrationConfig
+) -> SceneRecord:
+    """The record of a scene. An unusable one is a ValueError by contract; all else is a bug, and stops."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    try:
+        scene = loading.result()
+        start = time.perf_counter()
+        measured = scene_traces(model, scene, config)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        return SceneRecord(scene_id, time.perf_counter() - start, _peak_memory(device), failure=reason)
+    return SceneRecord(
+        scene_id,
+        time.perf_counter() - start,
+        _peak_memory(device),
+        view_ids=scene.view_ids,
+        unusable_views=dict(scene.unusable_views),
+        report=measured.report,
+        traces=measured.traces,
+    )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU since the last reset, else of the process since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    from resource import RUSAGE_SELF, getrusage  # not on Windows
+
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _without_root(record: SceneRecord, dataset: Dataset) -> SceneRecord:
+    """Where the data lies is nobody's business, but reasons are published with the scores."""
+    return replace(record, failure=str(record.failure).replace(f"{dataset.root}/", ""))

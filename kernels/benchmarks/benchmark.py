@@ -1,0 +1,194 @@
+"""Block-sparse attention against every other implementation that is installed; needs a CUDA GPU.
+
+    python kernels/benchmarks/benchmark.py --json results.json
+
+One table: median milliseconds and executed TFLOP/s, which count 4 D operations for every query-key pair in
+the lists (for dense attention: every pair), so that skipping does not count as speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from block_lists import KV_BLOCK, Q_BLOCK, median_ms, random_lists, require_gpu, selected_scores
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    """One problem; q, k and v are [1, H, T, D] in bfloat16."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    counts: Tensor
+    indices: Tensor
+
+
+def ours(case: Case) -> Callable[[], object]:
+    """The Triton kernel."""
+    from hess_attention import block_sparse_attention
+
+    return lambda: block_sparse_attention(*case, backend="triton")
+
+
+def flex(case: Case) -> Callable[[], object]:
+    """FlexAttention; its mask is made once and all blocks are whole, so that only attention is timed."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    none = torch.zeros_like(case.counts), torch.zeros_like(case.indices)
+    tokens = case.q.shape[2]
+    mask = BlockMask.from_kv_blocks(
+        *none, case.counts, case.indices, BLOCK_SIZE=(Q_BLOCK, KV_BLOCK), seq_lengths=(tokens, tokens)
+    )
+    attend: Callable[..., object] = torch.compile(flex_attention, dynamic=False)
+    tiles = {"BLOCK_M": Q_BLOCK, "BLOCK_N": KV_BLOCK}
+    return lambda: attend(case.q, case.k, case.v, block_mask=mask, kernel_options=tiles)
+
+
+def flash4_sparse(case: Case) -> Callable[[], object]:
+    """FlashAttention-4 on the same lists."""
+    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    q, k, v = (x.transpose(1, 2).contiguous() for x in case[:3])
+    lists = BlockSparseTensorsTorch(
+        mask_block_cnt=torch.zeros_like(case.counts),
+        mask_block_idx=torch.zeros_like(case.indices),
+        full_block_cnt=case.counts,
+        full_block_idx=case.indices,
+        block_size=(Q_BLOCK, KV_BLOCK),
+    )
+    return lambda: _flash_attn_fwd(
+        q, k, v, block_sparse_tensors=lists, tile_mn=(Q_BLOCK, KV_BLOCK), return_lse=True
+    )
+
+
+def flash4_dense(case: Case) -> Callable[[], object]:
+    """FlashAttention-4 without lists."""
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    q, k, v = (x.transpose(1, 2).contiguous() for x in case[:3])
+    return lambda: _flash_attn_fwd(q, k, v)
+
+
+def sdpa(backend: str) -> Callable[[Case], Callable[[], object]]:
+    """One of PyTorch's own dense implementations, by name: its default is not always the fastest."""
+
+    def prepare(case: Case) -> Callable[[], object]:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        def run() -> Tensor:
+            with sdpa_kernel(getattr(SDPBackend, backend)):
+                return torch.nn.functional.scaled_dot_product_attention(*case[:3])
+
+        return run
+
+    return prepare
+
+
+SPARSE = {"hess_attention": ours, "FlexAttention": flex, "FlashAttention-4": flash4_sparse}
+DENSE = {
+    "cuDNN": sdpa("CUDNN_ATTENTION"),
+    "FlashAttention-2": sdpa("FLASH_ATTENTION"),
+    "FlashAttention-4": flash4_dense,
+}
+
+
+def measure(
+    peers: Mapping[str, Callable[[Case], Callable[[], object]]], case: Case, scores: int, repeats: int
+) -> Iterator[dict[str, object]]:
+    """One row per peer; one that is not installed or fails says why instead of a time."""
+    operations = 4 * case.q.shape[3] * scores
+    for name, prepare in peers.items():
+        try:
+            time = median_ms(prepare(case), repeats)
+        except Exception as error:  # each peer has its own way to say that it cannot
+            yield {"peer": name, "skipped": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
+        else:
+            yield {"peer": name, "ms": time, "tflops": operations / time / 1e9}
+
+
+def make_case(tokens: int, heads: int, dim: int, sparsity: float, budgets: str, device: str) -> Case:
+    """Normal q, k and v, and random lists."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (3, 1, heads, tokens, dim)
+    q, k, v = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    return Case(q, k, v, *random_lists(tokens, heads, sparsity, budgets, device))
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """All rows of the table, as they are measured."""
+    for tokens in options.tokens:
+        dense = make_case(tokens, options.heads, options.dim, 0.99, "even", "cuda")
+        setting: dict[str, object] = {"tokens": tokens, "sparsity": 0.0, "budgets": "dense"}
+        for row in measure(DENSE, dense, options.heads * tokens**2, options.repeats):
+            yield setting | row
+        for sparsity in options.sparsity:
+            for budgets in options.budgets:
+                case = make_case(tokens, options.heads, options.dim, sparsity, budgets, "cuda")
+                measured = 1 - selected_scores(case.counts) / (options.heads * tokens**2)
+                setting = {"tokens": tokens, "sparsity": measured, "budgets": budgets}
+                for row in measure(SPARSE, case, selected_scores(case.counts), options.repeats):
+                    yield setting | row
+
+
+def line(row: dict[str, object]) -> str:
+    """A row of the table as text."""
+    result = f"{row['ms']:9.3f} ms {row['tflops']:6.0f} TFLOP/s" if "ms" in row else f"  {row['skipped']}"
+    return f"{row['tokens']:>8} {row['sparsity']:7.1%} {row['budgets']:10} {row['peer']:17} {result}"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; lengths must fill their blocks, for then every count is exact."""
+    parser = argparse.ArgumentParser(description="Time block-sparse attention and its peers on a GPU.")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[32768, 131072])
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75, 0.9])
+    parser.add_argument(
+        "--budgets", nargs="+", choices=["even", "log-normal"], default=["even", "log-normal"]
+    )
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the rows, the GPU and the versions here")
+    options = parser.parse_args(arguments)
+    if any(tokens % Q_BLOCK for tokens in options.tokens):
+        parser.error(f"--tokens must be multiples of {Q_BLOCK}, got {options.tokens}.")
+    if not all(0 <= sparsity < 1 for sparsity in options.sparsity):
+        parser.error(f"--sparsity must be in [0, 1), got {options.sparsity}.")
+    return options
+
+
+def versions() -> dict[str, str]:
+    """Of what was measured."""
+    found = {"gpu": torch.cuda.get_device_name(), "cudnn": str(torch.backends.cudnn.version())}
+    for name in ("torch", "triton", "flash-attn-4"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table and write the JSON."""
+    options = parse(arguments)
+    require_gpu()
+    rows = []
+    print(versions())
+    for row in run(options):
+        rows.append(row)
+        print(line(row), flush=True)
+    if options.json:
+        command = ["python", *sys.argv] if arguments is None else arguments
+        options.json.write_text(json.dumps({"command": command, **versions(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

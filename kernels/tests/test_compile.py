@@ -1,0 +1,87 @@
+"""Compiled ahead of time for GPUs that are not there: no spills, and shared memory within their limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hess_attention
+import pytest
+
+pytest.importorskip("triton")
+SHARED_LIMIT = {80: 163, 90: 227, 100: 227}  # KiB that one program can have
+CONFIGS = Path(hess_attention.__file__).parent / "configs"
+TABLE = json.loads((CONFIGS / "nvidia_h200.json").read_text(encoding="utf-8"))["tiles"]
+
+QUICK = [
+    ["forward", 80, "bf16", 64, None],
+    ["forward", 100, "bf16", 64, None],
+    ["forward", 90, "bf16", 64, TABLE["forward"]["64"]],
+    ["backward_queries", 80, "bf16", 64, None],
+    ["backward_queries", 90, "bf16", 64, TABLE["backward_queries"]["64"]],
+    ["backward_keys", 90, "bf16", 64, TABLE["backward_keys"]["64"]],
+    ["backward_keys", 100, "bf16", 64, None],
+]
+DEFAULTS = [
+    [kernel, capability, dtype, dim, None]
+    for kernel in TABLE
+    for capability in SHARED_LIMIT
+    for dtype, dims in (("bf16", (16, 32, 64, 128)), ("fp16", (64,)))
+    for dim in dims
+]
+TABLED = [
+    [kernel, 90, "bf16", int(dim), options]
+    for kernel, by_dim in TABLE.items()
+    for dim, options in by_dim.items()
+]
+# float32 is for checking: it spills a little elsewhere, where 16-bit types do not.
+FLOAT32 = [[kernel, 90, "fp32", 64, None] for kernel in ("forward", "backward_queries")]
+# What tuning is to choose from, at head dimension 64 on sm_90.
+VARIANTS = [
+    {"num_warps": 4, "num_stages": 3, "tma": True, "maxnreg": 160},
+    {"num_warps": 4, "num_stages": 3, "tma": True, "maxnreg": 96, "parts": 2},
+    {"num_warps": 8, "num_stages": 3},
+    {"num_warps": 8, "num_stages": 3, "tma": True, "pairs": True, "maxnreg": 128},
+    {"num_warps": 8, "num_stages": 3, "tma": True, "running_max": "lazy"},
+    {"num_warps": 4, "num_stages": 3, "tma": True, "running_max": "frozen"},
+    {"num_warps": 4, "num_stages": 3, "tma": True, "running_max": "frozen", "parts": 2},
+    {"num_warps": 8, "num_stages": 3, "tma": True, "running_max": "frozen", "pairs": True, "maxnreg": 128},
+]
+
+
+def compile_all(cases: list[list]) -> list[dict]:
+    """In a process where Triton was not told to interpret."""
+    script = Path(__file__).parent / "ahead_of_time.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, script, json.dumps(cases)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_fits(cases: list[list]) -> None:
+    found = compile_all(cases)
+    assert len(found) == len(cases)
+    broken = [
+        case for case in found if case["spills"] or case["shared"] > 1024 * SHARED_LIMIT[case["capability"]]
+    ]
+    assert not broken
+
+
+def test_what_is_shipped_for_head_dimension_64() -> None:
+    assert_fits(QUICK)
+
+
+@pytest.mark.slow(reason="minutes of compilation")
+@pytest.mark.parametrize("cases", [DEFAULTS, TABLED, FLOAT32], ids=["defaults", "tables", "float32"])
+def test_everything_that_is_shipped(cases: list[list]) -> None:
+    assert_fits(cases)
+
+
+@pytest.mark.slow(reason="a minute of compilation")
+def test_variants_to_choose_from() -> None:
+    assert_fits([["forward", 90, "bf16", 64, options] for options in VARIANTS])

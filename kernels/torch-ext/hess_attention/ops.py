@@ -1,0 +1,169 @@
+"""The Triton kernels as operators of PyTorch: with fake kernels for `torch.compile`, and with gradients."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._namespace import add_op_namespace_prefix
+from .reference import checked_lengths
+from .tuning import choose_tile
+
+HEAD_DIMS = (16, 32, 64, 128)
+BLOCK_SIZES = (16, 32, 64, 128)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+_INPUTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor kv_num_blocks, Tensor kv_indices, "
+    "Tensor? special_k, Tensor? special_v, int q_block_size, int kv_block_size"
+)
+
+
+def triton_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_num_blocks: Tensor,
+    kv_indices: Tensor,
+    *,
+    special_k: Tensor | None = None,
+    special_v: Tensor | None = None,
+    q_block_size: int = 128,
+    kv_block_size: int = 64,
+) -> Tensor:
+    """`block_sparse_attention` by the Triton kernels; on a CPU only in Triton's interpreter.
+
+    Matrix products accumulate in float32; those of float32 are made of three of TF32, nearly exact.
+    The lists are trusted: only with HESS_ATTENTION_DEBUG=1 in the environment are they checked, which waits
+    for the GPU. Otherwise an index out of range reads memory it must not.
+
+    Raises:
+        ValueError: if the head dimension, a block size or the dtype is not supported.
+    """
+    dim = q.shape[3]
+    if dim not in HEAD_DIMS:
+        raise ValueError(_unsupported("head dimension", dim, HEAD_DIMS))
+    for name, size in (("q_block_size", q_block_size), ("kv_block_size", kv_block_size)):
+        if size not in BLOCK_SIZES:
+            raise ValueError(_unsupported(name, size, BLOCK_SIZES))
+    if q.dtype not in DTYPES or (q.dtype == torch.bfloat16 and q.device.type == "cpu"):
+        # Triton's interpreter takes bfloat16 for integers, without a word.
+        exact = DTYPES[1:] if q.device.type == "cpu" else DTYPES
+        raise ValueError(_unsupported("dtype", q.dtype, exact))
+    special = [None if x is None or x.shape[2] == 0 else x.contiguous() for x in (special_k, special_v)]
+    tokens = [x.contiguous() for x in (q, k, v)]
+    lists = [x.int().contiguous() for x in (kv_num_blocks, kv_indices)]
+    return _forward_op(*tokens, *lists, *special, q_block_size, kv_block_size)[0]
+
+
+def _unsupported(what: str, value: object, supported: tuple) -> str:
+    return (
+        f"backend 'triton' does not support {what} {value}; it supports {', '.join(map(str, supported))}. "
+        "backend='reference' has no such limit."
+    )
+
+
+@torch.library.custom_op(
+    add_op_namespace_prefix("block_sparse_attention"),
+    mutates_args=(),
+    schema=f"({_INPUTS}) -> (Tensor, Tensor)",
+)
+def _forward_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_num_blocks: Tensor,
+    kv_indices: Tensor,
+    special_k: Tensor | None,
+    special_v: Tensor | None,
+    q_block_size: int,
+    kv_block_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, N, D] and its log-sum-exp [B, H, N] (float32, base 2); see `triton_forward.forward`."""
+    from .triton_forward import forward
+
+    if os.environ.get("HESS_ATTENTION_DEBUG") == "1":
+        _check_indices(kv_num_blocks, kv_indices, -(-q.shape[2] // kv_block_size))
+    tile = choose_tile("forward", q.device, q.dtype, q.shape[3], q_block_size, kv_block_size)
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        return forward(
+            q, k, v, kv_num_blocks, kv_indices, special_k, special_v, q_block_size, kv_block_size, tile
+        )
+
+
+def _check_indices(kv_num_blocks: Tensor, kv_indices: Tensor, kv_blocks: int) -> None:
+    counts, indices = kv_num_blocks.flatten(), kv_indices.flatten(0, 2).long()
+    listed = torch.arange(indices.shape[1], device=indices.device) < counts[:, None]
+    checked_lengths(counts.sort(descending=True).values, indices.masked_fill(~listed, 0), listed, kv_blocks)
+
+
+@_forward_op.register_fake
+def _(q: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op(
+    add_op_namespace_prefix("block_sparse_attention_backward"),
+    mutates_args=(),
+    schema=f"(Tensor grad, {_INPUTS}, Tensor out, Tensor lse) -> Tensor[]",
+)
+def _backward_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_num_blocks: Tensor,
+    kv_indices: Tensor,
+    special_k: Tensor | None,
+    special_v: Tensor | None,
+    q_block_size: int,
+    kv_block_size: int,
+    out: Tensor,
+    lse: Tensor,
+) -> list[Tensor]:
+    """Gradients of q, k and v, and of special_k and special_v if there are any."""
+    from .triton_backward import backward
+
+    call = (q.device, q.dtype, q.shape[3], q_block_size, kv_block_size)
+    with torch.cuda.device_of(q):
+        return backward(
+            *(grad, q, k, v, kv_num_blocks, kv_indices, special_k, special_v, out, lse),
+            q_block_size,
+            kv_block_size,
+            choose_tile("backward_queries", *call),
+            choose_tile("backward_keys", *call),
+        )
+
+
+@_backward_op.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_num_blocks: Tensor,
+    kv_indices: Tensor,
+    special_k: Tensor | None,
+    special_v: Tensor | None,
+    *others: object,
+) -> list[Tensor]:
+    return [torch.empty_like(x) for x in (q, k, v, special_k, special_v) if x is not None]
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.q_block_size, ctx.kv_block_size = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple:
+    *inputs, out, lse = ctx.saved_tensors
+    grads = _backward_op(grad.contiguous(), *inputs, ctx.q_block_size, ctx.kv_block_size, out, lse)
+    special = grads[3:] if len(grads) > 3 else (None, None)
+    return (*grads[:3], None, None, *special, None, None)
+
+
+_forward_op.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,92 @@
+"""How the kernels are launched: a table per GPU in `configs/`, and a default for GPUs without one.
+
+Every entry computes the same result; they differ in speed only. `kernels/benchmarks/tune.py` measures them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """Launch options of one kernel, and its variant."""
+
+    num_warps: int
+    num_stages: int  # blocks in flight from memory, the index list counted as one
+    maxnreg: int | None = None  # most registers per thread; fewer let more programs run at a time
+    parts: int = 1  # programs that share a block of queries; not for the gradient of the keys
+    tma: bool = False  # load keys and values by the copy engine; sm_90 and later
+    pairs: bool = False  # two key blocks per step
+    running_max: str = "online"  # or "lazy", "frozen": see `_bound` in triton_forward.py
+    step: int = 64  # queries at a time in the gradient of the keys
+
+    def launch_options(self) -> dict[str, int]:
+        """Keyword arguments of a Triton launch."""
+        # Fusion of multiply and add is to stay on when Triton 3.10 turns it off by default.
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return options if self.maxnreg is None else {**options, "maxnreg": self.maxnreg}
+
+
+def choose_tile(
+    kernel: str, device: torch.device, dtype: torch.dtype, dim: int, q_block_size: int, kv_block_size: int
+) -> Tile:
+    """Launch options for one call.
+
+    Tables hold 16-bit types at blocks of 128 queries and 64 keys; all else gets the default, and so does a
+    GPU without a table, after one warning.
+
+    Args:
+        kernel: "forward", "backward_queries" or "backward_keys".
+        device: Where the tensors are; "cpu" stands for Triton's interpreter.
+        dtype: Type of q, k and v.
+        dim: Head dimension.
+        q_block_size: Queries per block.
+        kv_block_size: Keys per block.
+    """
+    if device.type != "cuda":
+        return Tile(num_warps=4, num_stages=2)
+    if dtype != torch.float32 and (q_block_size, kv_block_size) == (128, 64):
+        entry = _table(torch.cuda.get_device_name(device)).get(kernel, {}).get(str(dim))
+        if entry is not None:
+            return Tile(**entry)
+    return default_tile(kernel, torch.cuda.get_device_capability(device), dtype, dim, q_block_size)
+
+
+def default_tile(
+    kernel: str, capability: tuple[int, int], dtype: torch.dtype, dim: int, q_block_size: int
+) -> Tile:
+    """A setting that fits the registers and the shared memory of every GPU since sm_80; not the fastest.
+
+    Arguments as in `choose_tile`; `capability` is that of the GPU, (9, 0) for sm_90.
+    """
+    wide, single, hopper = dim > 64, dtype == torch.float32, capability >= (9, 0)
+    if kernel == "backward_keys":
+        return Tile(8 if wide or single else 4, num_stages=2, step=16 if single else 64 if wide else 32)
+    rows = 16 if single else 32 if wide and not hopper and kernel == "backward_queries" else 128
+    return Tile(
+        num_warps=8 if q_block_size == 128 else 4,
+        num_stages=3 if kernel == "forward" and not (wide or single) else 2,
+        parts=max(1, q_block_size // rows),
+        tma=kernel == "forward" and hopper,
+    )
+
+
+@functools.cache
+def _table(gpu: str) -> dict[str, dict[str, dict]]:
+    """The table whose `gpu` begins this GPU's name; an empty one, with one warning, if there is none."""
+    for path in sorted((Path(__file__).parent / "configs").glob("*.json")):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if gpu.startswith(table["gpu"]):
+            return table["tiles"]
+    warnings.warn(
+        f"hess_attention has no tuned launch options for {gpu!r} and uses a default; "
+        "kernels/benchmarks/tune.py finds and writes them.",
+        stacklevel=2,
+    )
+    return {}
