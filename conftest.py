@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))  # helper modules, also for tests in sub-folders
 from hub_server import HubServer
@@ -18,6 +19,8 @@ from hub_server import HubServer
 assert not {"huggingface_hub", "transformers"} & sys.modules.keys(), (
     "imported before the test environment is set"
 )
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which transformers does
 _HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
 _SERVER = HubServer().start()
 os.environ.update(_SERVER.environ(hf_home=_HOME.name))

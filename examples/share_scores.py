@@ -2,7 +2,8 @@
 
     python examples/share_scores.py --model you/VGGT-1B --root /data/co3dv2 --repo you/VGGT-1B --processes 8
 
-Each step is a command that you could type yourself; it is printed before it runs:
+The checkpoint is one of VGGT, for the native class. Each step is a command that you could type yourself; it
+is printed before it runs:
 
 1. `accelerate launch` splits the calibration scenes over the processes. The scores are the same, bit for bit,
    for any number of them; `--resume` goes on with a run that was interrupted.

@@ -12,6 +12,7 @@ from .calibration.options import add_options, read_options
 from .errors import InputError, input_errors
 
 USAGE_ERROR = 2  # exit code of argparse, and of everything else that the user can mend
+INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"hess {options.command}: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except KeyboardInterrupt:
+        more = "; go on with --resume" if options.command == "calibrate" else ""
+        print(f"\nhess {options.command}: interrupted{more}", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
@@ -90,8 +95,9 @@ def _inspect(options: argparse.Namespace) -> None:
     from .tables import format_scores
 
     folder = Path(options.sidecar).expanduser()
+    is_repository = "/" in options.sidecar and not folder.exists()
     with input_errors(ValueError):
-        sidecar: Any = resolve(folder if folder.exists() else options.sidecar, base=None)
+        sidecar: Any = resolve(options.sidecar if is_repository else folder, base=None)
         scores = sidecar.scores
         print(format_scores(scores), format_summary(scores), sep="\n\n")
     if options.picture:

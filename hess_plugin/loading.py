@@ -91,11 +91,22 @@ def _native_class(name: str) -> type[PreTrainedModel]:
         return VggtModel
     if "register_token" in names and any(each.startswith("decoder.") for each in names):
         return Pi3Model
+    if not names:
+        _check_absence(name)
     example = f"it has {len(names)} tensors, {min(names)!r} among them" if names else "it has no safetensors"
     raise InputError(
         f"{name} is a checkpoint of neither VggtModel nor Pi3Model: {example}; name the class that it is for "
         "with --model-class MODULE:CLASS."
     )
+
+
+def _check_absence(name: str) -> None:
+    """OSError if a checkpoint without safetensors may have some: the Hub was not reached, or refused."""
+    try:
+        cached_file(name, SAFE_WEIGHTS_NAME)
+    except OSError as error:
+        if error.__cause__ is not None:  # an answer that there is no such file has no other error behind it
+            raise
 
 
 def commit_of(name: str) -> str | None:

@@ -12,14 +12,7 @@ from torch.nn import functional as F
 
 from .config import HeSSConfig
 from .kernels.hess_attention import block_sparse_attention
-from .sparsity import (
-    BlockSelection,
-    baseline_counts,
-    block_probs,
-    row_counts,
-    select_blocks,
-    water_fill,
-)
+from .sparsity import BlockPlan
 
 if TYPE_CHECKING:
     from .backbones.base import TokenLayout
@@ -34,8 +27,8 @@ class HeSSAttentionProcessor:
     """Attention of one global layer over the blocks that its heads can afford.
 
     Special tokens, and tokens after all views, are never skipped: as queries they attend to every token, as
-    keys every query attends to them. Patch queries attend to selected blocks of patch keys (`select`). Plain
-    data: it can be pickled and copied, and adds nothing to a model's state dict.
+    keys every query attends to them. Patch queries attend to selected blocks of patch keys (`BlockPlan`).
+    Plain data: it can be pickled and copied, and adds nothing to a model's state dict.
 
     Attributes:
         kept_blocks: [B, H] int64 on the device of the last call, the blocks each head attended to; else None.
@@ -107,70 +100,25 @@ class HeSSAttentionProcessor:
         (special_q, patch_q), (special_k, patch_k), (special_v, patch_v) = (
             _split(x, layout) for x in (q, k, v)
         )
-        selection = select(patch_q, patch_k, self.head_weights, self.config)
-        self.kept_blocks = selection.kv_num_blocks.sum(-1)
-        patch_out = block_sparse_attention(
-            patch_q,
-            patch_k,
-            patch_v,
-            selection.kv_num_blocks,
-            selection.kv_indices,
-            special_k=special_k,
-            special_v=special_v,
-            q_block_size=self.config.q_block_size,
-            kv_block_size=self.config.kv_block_size,
-            backend=self.config.backend,
-        )
-        return _join(F.scaled_dot_product_attention(special_q, k, v), patch_out, layout)
-
-
-@torch.no_grad()
-def select(q: Tensor, k: Tensor, head_weights: Sequence[float] | None, config: HeSSConfig) -> BlockSelection:
-    """Choose the blocks of one layer; what the method is, in the order of the paper's section 3.3.
-
-    1. Estimate attention between blocks.
-    2. Count the blocks that SparseVGGT would keep in each row; "uniform" stops here.
-    3. The sum over a layer's heads and rows is its total budget (3.3.1). Under a CDF threshold the baseline
-       differs between heads; only the sum enters the method.
-    4. Share the total over heads by their weights (3.3.2, 3.3.3), at least one block per row; "reverse" gives
-       the head of rank r the weight of rank H - 1 - r.
-    5. Spread each head's budget over its rows in proportion to the baseline, and keep the most probable.
-
-    Equal weights give every head the same budget. That is the "uniform" selection if only the sparse ratio is
-    set; with a CDF threshold it has the same total, but heads of unequal baselines differ.
-
-    Args:
-        q: [B, H, N, D] patch queries of all views, special tokens removed.
-        k: [B, H, N, D] patch keys.
-        head_weights: [H]; not looked at for `allocation="uniform"`.
-        config: Thresholds, allocation and block sizes.
-
-    Returns:
-        The selection for each item of the batch on its own.
-    """
-    probs = block_probs(q, k, config.q_block_size, config.kv_block_size)
-    counts = baseline_counts(probs, config.sparse_ratio, config.cdf_threshold, config.cdf_rule)
-    if config.allocation != "uniform" and head_weights is not None:
-        _, heads, q_blocks, kv_blocks = probs.shape
-        if len(head_weights) != heads:
-            raise ValueError(
-                f"head_weights has {len(head_weights)} entries, q has {heads} heads; "
-                "were the scores calibrated on another backbone?"
+        plan = BlockPlan(patch_q, patch_k, self.head_weights, self.config)
+        self.kept_blocks = plan.row_counts.sum(-1)
+        parts = [
+            block_sparse_attention(
+                patch_q[:, heads],
+                patch_k[:, heads],
+                patch_v[:, heads],
+                selection.kv_num_blocks,
+                selection.kv_indices,
+                special_k=special_k[:, heads],
+                special_v=special_v[:, heads],
+                q_block_size=self.config.q_block_size,
+                kv_block_size=self.config.kv_block_size,
+                backend=self.config.backend,
             )
-        if config.allocation == "reverse":
-            head_weights = _reversed_ranks(head_weights)
-        # From pageable memory a small non-blocking copy is safe, and it does not wait for the GPU.
-        weights = torch.tensor(head_weights, dtype=torch.float64).to(q.device, non_blocking=True)
-        budget = water_fill(weights, counts.sum((1, 2)), capacity=q_blocks * kv_blocks, floor=q_blocks)
-        counts = row_counts(budget, counts, kv_blocks)
-    return select_blocks(probs, counts)
-
-
-def _reversed_ranks(weights: Sequence[float]) -> list[float]:
-    """The same weights, the largest where the smallest was and so on."""
-    order = sorted(range(len(weights)), key=weights.__getitem__)
-    swapped = dict(zip(order, reversed(order), strict=True))
-    return [weights[swapped[head]] for head in range(len(weights))]
+            for heads, selection in plan
+        ]
+        patch_out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return _join(F.scaled_dot_product_attention(special_q, k, v), patch_out, layout)
 
 
 def _require_finite(q: Tensor, k: Tensor) -> None:

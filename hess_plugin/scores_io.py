@@ -69,7 +69,7 @@ class ScoresInfo(_Checked):
     dataset_settings: dict[str, Any] = field(default_factory=dict)  # all that decides scenes, views, pixels
     skipped: dict[str, str] = field(default_factory=dict)  # scene to the reason why it has no traces
     calibration: dict[str, Any] = field(default_factory=dict)  # settings of the two errors
-    base_model: str | None = None  # repository or folder of the calibrated checkpoint
+    base_model: str | None = None  # repository of the calibrated checkpoint, or name of its folder
     base_revision: str | None = None  # its commit
     weights_sha256: str | None = None  # fingerprint of its global attentions
     versions: dict[str, str] = field(default_factory=_software_versions)

@@ -13,6 +13,7 @@ from sidecars import files_of
 from tiny_checkpoint import save_scores
 
 from hess_plugin import cli, demo
+from hess_plugin.calibration import command
 from hess_plugin.errors import InputError
 
 SUMMARY = {"groups": [], "notes": []}
@@ -79,6 +80,17 @@ class TestDemo:
             cli.main(["demo"])
         assert not isinstance(caught.value, InputError)
 
+    def test_interrupted(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(demo, "run_demo", interrupt)
+        assert cli.main(["demo"]) == 130
+        assert capsys.readouterr().err == "\nhess demo: interrupted\n"
+        monkeypatch.setattr(command, "run_calibration", interrupt)
+        assert cli.main(["calibrate", "--model", "m", "--dataset", "synthetic", "--out", "o"]) == 130
+        assert capsys.readouterr().err == "\nhess calibrate: interrupted; go on with --resume\n"
+
 
 class TestInspect:
     def test_prints_a_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -121,6 +133,13 @@ class TestInspect:
     def test_not_found(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert cli.main(["inspect", name]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+    def test_missing_folder_is_not_taken_for_an_alias(self, capsys: pytest.CaptureFixture) -> None:
+        assert cli.main(["inspect", "nowhere"]) == 2
+        error = capsys.readouterr().err
+        assert "no HeSS scores for hess='nowhere'" in error
+        assert "the folder nowhere: no such folder" in error
+        assert "index" not in error
 
     def test_folder_without_scores(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert cli.main(["inspect", str(tmp_path)]) == 2

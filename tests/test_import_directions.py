@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "files": "errors",
     "geometry": "",
     "kernels": "",
-    "sparsity": "",
+    "sparsity": "config kernels",
     "scores_io": "config errors files",
     "scores": "config errors scores_io",
     "datasets": "config errors geometry",

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from hess_plugin.backbones.base import TokenLayout
 from hess_plugin.config import HeSSConfig
-from hess_plugin.processor import HeSSAttentionProcessor, _join, _split, select
+from hess_plugin.processor import HeSSAttentionProcessor, _join, _split
+from hess_plugin.sparsity import BlockPlan, BlockSelection, plan
 
 SMALL = HeSSConfig(q_block_size=16, kv_block_size=8)  # several blocks in few tokens
 WEIGHTS = (0.5, 0.02, 0.2, 0.28)
@@ -50,6 +51,15 @@ def is_special(layout: TokenLayout) -> Tensor:
 
 def patches(x: Tensor, layout: TokenLayout) -> Tensor:
     return x[..., ~is_special(layout), :]
+
+
+def select(q: Tensor, k: Tensor, weights: tuple[float, ...] | None, config: HeSSConfig) -> BlockSelection:
+    """The selection of all heads, however many come at a time."""
+    parts = [selection for _, selection in BlockPlan(q, k, weights, config)]
+    return BlockSelection(
+        torch.cat([part.kv_num_blocks for part in parts], 1),
+        torch.cat([part.kv_indices for part in parts], 1),
+    )
 
 
 def block_map(q: Tensor, k: Tensor, weights: tuple[float, ...] | None, config: HeSSConfig) -> Tensor:
@@ -367,6 +377,46 @@ def test_copies_are_equal_and_independent(duplicate, used: bool) -> None:  # typ
     kept = processor.kept_blocks.clone()
     other(*qkv[:, :, :, : layout.tokens_per_view], replace(layout, num_views=1))
     assert torch.equal(processor.kept_blocks, kept)
+
+
+@pytest.mark.parametrize("allocation", ["hess", "uniform"])
+@pytest.mark.parametrize("threshold", [0.0, 0.6])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_heads_at_a_time_change_nothing(
+    at_once: int, threshold: float, allocation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = TokenLayout(3, 5, (5, 7))
+    q, k, v = tokens(layout, batch=2)
+    config = replace(SMALL, sparse_ratio=0.8, cdf_threshold=threshold, allocation=allocation)
+    processor = HeSSAttentionProcessor(WEIGHTS, config)
+    together, kept = processor(q, k, v, layout), processor.kept_blocks
+    blocks = 3 * 5 * 7  # patches
+    map_bytes = 4 * 2 * -(-blocks // 16) * -(-blocks // 8)  # of one head in both items of the batch
+    monkeypatch.setattr(plan, "MAP_BYTES", at_once * map_bytes)
+    groups = [heads for heads, _ in BlockPlan(*patches(torch.stack([q, k]), layout), WEIGHTS, config)]
+    assert len(groups) == -(-4 // at_once)
+    torch.testing.assert_close(processor(q, k, v, layout), together, rtol=1e-12, atol=1e-14)
+    assert torch.equal(processor.kept_blocks, kept)
+
+
+@pytest.mark.parametrize("allocation", ["hess", "uniform", "reverse"])
+@pytest.mark.parametrize("threshold", [0.0, 0.6])
+def test_triton_selects_the_same_blocks(threshold: float, allocation: str) -> None:
+    layout = TokenLayout(3, 5, (5, 7))
+    q, k, v = tokens(layout).float().to("cuda" if torch.cuda.is_available() else "cpu")
+    config = HeSSConfig(
+        q_block_size=16, kv_block_size=16, sparse_ratio=0.8, cdf_threshold=threshold, allocation=allocation
+    )
+    ours, theirs = (
+        HeSSAttentionProcessor(WEIGHTS, replace(config, backend=b)) for b in ("reference", "triton")
+    )
+    try:
+        out = theirs(*(F.pad(x, (0, 8)) for x in (q, k, v)), layout)  # the kernels take 16 channels
+    except ValueError as error:
+        pytest.skip(str(error))
+    expected = ours(*(F.pad(x, (0, 8)) for x in (q, k, v)), layout)
+    assert torch.equal(theirs.kept_blocks, ours.kept_blocks)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

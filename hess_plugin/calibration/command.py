@@ -18,7 +18,7 @@ from ..loading import commit_of, load_model, memory_errors
 from .processes import from_main, process_state
 from .records import check_out
 from .run import LOG_FILE, calibrate
-from .summary import format_summary
+from .summary import format_reasons, format_summary
 
 IMAGE_WIDTH = 518  # pixels, for a model that does not name its own; rounded down to whole patches
 _OPTIONS = {"co3d": ("subset", "exclude", "categories"), "dtu": ("scans",)}  # what the command offers of them
@@ -43,8 +43,10 @@ class CalibrationRun:
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
             raise InputError(f"unknown dataset {self.dataset!r}; known: {', '.join(DATASETS)}.")
-        if (self.root is None) != (self.dataset == "synthetic"):
-            raise InputError("--root is the folder of a dataset: all but synthetic need it, which has none.")
+        if self.root is None and self.dataset != "synthetic":
+            raise InputError(f"--dataset {self.dataset} needs --root, the folder of the data.")
+        if self.root is not None and self.dataset == "synthetic":
+            raise InputError("--dataset synthetic reads no files; leave --root out.")
         if self.root is not None and not self.root.is_dir():
             raise InputError(f"there is no folder {self.root}; give --root the folder of {self.dataset}.")
         known = _OPTIONS.get(self.dataset, ())
@@ -82,14 +84,19 @@ def _run(run: CalibrationRun, state: PartialState, device: str) -> None:
             out=run.out,
             resume=run.resume,
             skip_failed=run.skip_failed,
-            base_model=run.model,
+            base_model=_published_name(run.model),
             base_revision=commit_of(run.model),
         )
     if scores is not None:
         print(format_summary(scores))
         print(f"\nScores: {run.out}/ (look at them with `hess inspect {run.out}`); by scene: {LOG_FILE}")
         if dataset.skipped:
-            print(f"{dataset.name} left out {len(dataset.skipped)} scenes beforehand; reasons: {LOG_FILE}")
+            print(f"Before scenes were drawn, {format_reasons(dataset.skipped, LOG_FILE)}")
+
+
+def _published_name(model: str) -> str:
+    """A repository's id, of a folder its name alone: where it lies on this machine would be published."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def _device(asked: str | None, state: PartialState) -> str:

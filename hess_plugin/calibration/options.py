@@ -41,7 +41,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, cuda:1, ... (default: each process's GPU, else cpu)")
     add("--resume", action="store_true", default=None, help="go on where a stopped run in --out ended")
     add("--skip-failed", action="store_true", default=None, help="leave out scenes that cannot be used")
+    _add_scene_options(parser)
+    _add_error_options(parser)
+    _add_score_options(parser)
 
+
+def _add_scene_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("scenes").add_argument
     add("--dataset", required=True, help="co3d, dtu, folder or synthetic")
     add("--root", type=Path, metavar="FOLDER", help="of the dataset (synthetic has none)")
@@ -54,6 +59,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--image-width", type=int, metavar="PIXELS", help="of the photos (default: the model's own, or 518)")
     add("--seed", type=int, metavar="N", help="of all draws (default: 0)")
 
+
+def _add_error_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("errors").add_argument
     add(
         "--point-source",
@@ -70,6 +77,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--neighbors", choices=("exact", "faiss"), help="search of nearest points (default: exact)")
     add("--max-points", type=int, metavar="N", help="predicted points per scene (default: 100000)")
 
+
+def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("scores").add_argument
     add("--precision", choices=("float32", "bfloat16"), help="of the model (default: float32)")
     add(

@@ -25,6 +25,7 @@ from .measuring import measure
 from .processes import from_main, process_state
 from .records import RecordFolder, SceneRecord, check_out, fingerprint
 from .reproducible import reproducible
+from .summary import bootstrap_interval
 
 LOG_FILE = "calibration_log.json"  # what happened on each scene: beside the scores, since it differs by run
 
@@ -85,9 +86,13 @@ def calibrate(
     if not state.is_main_process:
         return None
     measured = records.read_all()
-    _write_log(out, records, measured, dataset, state)
+    log = _describe_events(records, measured, dataset, state)
+    _write_log(out, log)  # now, because it is wanted most where scenes failed
     scores = _assemble(model, dataset, config, measured, skip_failed, base_model, base_revision)
     scores.save(out)
+    if len(scores.info.scene_ids) > 1:
+        low, high = bootstrap_interval(scores)
+        _write_log(out, log | {"weights_95_percent": {"low": low.tolist(), "high": high.tolist()}})
     records.remove()
     return scores
 
@@ -205,19 +210,18 @@ def _describe_settings(model: nn.Module, config: CalibrationConfig) -> dict[str,
     return own | {"calibration": settings}
 
 
-def _write_log(
-    out: Path,
-    records: RecordFolder,
-    measured: Sequence[SceneRecord],
-    dataset: Dataset,
-    state: PartialState,
-) -> None:
+def _describe_events(
+    records: RecordFolder, measured: Sequence[SceneRecord], dataset: Dataset, state: PartialState
+) -> dict[str, Any]:
     on_gpu = records.run["device"] == "cuda"
-    log = {
+    return {
         "processes": state.num_processes,
         "device": torch.cuda.get_device_name() if on_gpu else records.run["device"],
         "scenes": [record.described() for record in measured],
         "left_out": dataset.skipped,  # before any scene was drawn, as the annotations tell
         "run": records.run,
     }
+
+
+def _write_log(out: Path, log: dict[str, Any]) -> None:
     write_atomic(out / LOG_FILE, (json.dumps(log, indent=2, ensure_ascii=False) + "\n").encode())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..scores import ERRORS, HeadScores, head_weights
+from ..scores import CONFIG_FILE, ERRORS, HeadScores, head_weights
 from ..tables import format_table
 
 NUM_RESAMPLES = 1000
@@ -88,7 +88,8 @@ def format_summary(scores: HeadScores) -> str:
     """
     info = scores.info
     counts = (
-        f"{len(info.scene_ids)} scenes x {info.num_views} views of {info.dataset}, {_skipped(info.skipped)}"
+        f"{len(info.scene_ids)} scenes x {info.num_views} views of {info.dataset}, "
+        f"{format_reasons(info.skipped, CONFIG_FILE) if info.skipped else 'none skipped'}"
     )
     if len(info.scene_ids) < 2:
         return counts + "\nOne scene says nothing about other scenes: no intervals, no rank stability."
@@ -101,15 +102,13 @@ def format_summary(scores: HeadScores) -> str:
     )
 
 
-def _skipped(reasons: dict[str, str]) -> str:
-    """How many scenes were skipped, and one line for each reason with an example."""
-    if not reasons:
-        return "none skipped"
+def format_reasons(reasons: dict[str, str], file: str) -> str:
+    """How many scenes were skipped, and one line for each reason with an example; `file` holds them all."""
     counts = Counter(reasons.values()).most_common()
     example = {reason: scene for scene, reason in reversed(reasons.items())}
     lines = [f"  {count} x {reason} ({example[reason]})" for reason, count in counts[:MAX_REASONS]]
     if len(counts) > MAX_REASONS:
-        lines.append(f"  and {len(counts) - MAX_REASONS} more reasons, all in hess_config.json")
+        lines.append(f"  and {len(counts) - MAX_REASONS} more reasons, all in {file}")
     return "\n".join([f"{len(reasons)} skipped:", *lines])
 
 

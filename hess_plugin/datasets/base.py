@@ -143,7 +143,7 @@ def check_size(image_width: int, patch_size: int) -> None:
     """Raise InputError unless the width is a positive multiple of the patch size."""
     if image_width < 1 or patch_size < 1 or image_width % patch_size:
         raise InputError(
-            f"width must be a positive multiple of the patch size {patch_size}, got {image_width}."
+            f"the image width must be a positive multiple of the patch size {patch_size}, got {image_width}."
         )
 
 

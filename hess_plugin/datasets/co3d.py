@@ -181,10 +181,10 @@ def _parse_frames(records: dict[int, Record], numbers: set[int]) -> tuple[dict[i
             return {}, f"frame {number} is in the set list, but not in frame_annotations.jgz"
         frame = parse_frame(records[number])
         if frame is None:
-            return {}, f"frame {number}: its camera (viewpoint) is null"
+            return {}, f"frame {number} in frame_annotations.jgz: 'viewpoint' is null"
         problem = pose_problem(frame.extrinsics, frame.intrinsics)
         if problem:
-            return {}, f"frame {number}: {problem}"
+            return {}, f"frame {number} in frame_annotations.jgz: {problem}"
         frames[number] = frame
     return frames, None
 

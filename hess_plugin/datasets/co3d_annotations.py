@@ -77,16 +77,20 @@ def opencv_camera(
 
 
 def pose_problem(extrinsics: np.ndarray, intrinsics: np.ndarray) -> str | None:
-    """Why a camera [3, 4] and [3, 3] cannot be used; None if it can."""
-    if not (np.isfinite(extrinsics).all() and np.isfinite(intrinsics).all()):
-        return "its camera is not finite"
-    rotation, length = extrinsics[:, :3], float(np.linalg.norm(extrinsics[:, 3]))
+    """Why a camera [3, 4] and [3, 3] cannot be used, by the annotation's field; None if it can."""
+    rotation, translation = extrinsics[:, :3], extrinsics[:, 3]
+    focal_length, principal_point = np.diag(intrinsics)[:2], intrinsics[:2, 2]
+    fields = {"R": rotation, "T": translation, "focal_length": focal_length}
+    for name, values in (fields | {"principal_point": principal_point}).items():
+        if not np.isfinite(values).all():
+            return f"'viewpoint.{name}' is not finite"
+    length = float(np.linalg.norm(translation))
     if length > MAX_TRANSLATION:
-        return f"its translation has a length of {length:.1e}, more than {MAX_TRANSLATION:.0e}"
+        return f"'viewpoint.T' has a length of {length:.1e}, more than {MAX_TRANSLATION:.0e}"
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
-        return "its R is no rotation"
-    if min(intrinsics[0, 0], intrinsics[1, 1]) <= 0:
-        return "its focal length is not positive"
+        return "'viewpoint.R' is no rotation"
+    if focal_length.min() <= 0:
+        return "'viewpoint.focal_length' is not positive"
     return None
 
 

@@ -56,18 +56,9 @@ class SceneBatch(NamedTuple):
 
 
 class SyntheticDataset(Dataset):
-    """The square scenes "synthetic-10000" to "synthetic-19999", with any number of views.
-
-    Args:
-        device: where scenes are rendered and returned.
-        sizes: `image_width`, `patch_size` and `min_views` of `Dataset`.
-    """
+    """The square scenes "synthetic-10000" to "synthetic-19999", with any number of views."""
 
     name: ClassVar[str] = "synthetic"
-
-    def __init__(self, *, device: torch.device | str = "cpu", **sizes: int) -> None:
-        super().__init__(**sizes)
-        self.device = device
 
     def scene_ids(self) -> list[str]:
         """All of them, in the order of their seeds."""
@@ -82,8 +73,8 @@ class SyntheticDataset(Dataset):
         self.check_scene(scene_id)
         if num_views is None or num_views < 1:
             raise InputError(f"a synthetic scene needs a number of views of at least 1, got {num_views}.")
-        seed_of_scene, size = int(scene_id.rpartition("-")[2]), self.image_width
-        return synthetic_scene(seed_of_scene, num_views, image_size=size, device=self.device)
+        seed_of_scene = int(scene_id.rpartition("-")[2])
+        return synthetic_scene(seed_of_scene, num_views, image_size=self.image_width)
 
 
 def synthetic_scene(

@@ -37,8 +37,7 @@ def baseline_counts(probs: Tensor, sparse_ratio: float, cdf_threshold: float, cd
         >>> baseline_counts(probs, sparse_ratio=1, cdf_threshold=0.8, cdf_rule="sparse-vggt").item()
         2
     """
-    # 10 * (1 - 0.9) is 0.99999..., which must count as one block.
-    by_ratio = math.floor(probs.shape[-1] * (1 - sparse_ratio) + 1e-9)
+    by_ratio = ratio_count(probs.shape[-1], sparse_ratio)
     ascending = probs.sort(dim=-1).values
     if cdf_rule == "cover":
         # A block is needed while the mass from it downwards exceeds 1 - τ. Summed from the small end, so that
@@ -46,7 +45,13 @@ def baseline_counts(probs: Tensor, sparse_ratio: float, cdf_threshold: float, cd
         by_mass = (ascending.cumsum(-1) > (1 - cdf_threshold) * (1 + 1e-6)).sum(-1)
     else:
         by_mass = (ascending.flip(-1).cumsum(-1) <= cdf_threshold + 1e-5).sum(-1)
-    return by_mass.clamp(min=max(by_ratio, 1))
+    return by_mass.clamp(min=by_ratio)
+
+
+def ratio_count(num_kv_blocks: int, sparse_ratio: float) -> int:
+    """`max(⌊Mk (1 - ρ)⌋, 1)`: the blocks of a row that the sparse ratio alone asks for."""
+    # 10 * (1 - 0.9) is 0.99999..., which must count as one block.
+    return max(math.floor(num_kv_blocks * (1 - sparse_ratio) + 1e-9), 1)
 
 
 def water_fill(weights: Tensor, total_budget: Tensor, capacity: int, floor: int) -> Tensor:

@@ -32,7 +32,7 @@ def pool_blocks(x: Tensor, block: int) -> Tensor:
     return rest if pooled is None else torch.cat([pooled, rest], dim=2)
 
 
-def block_probs(q: Tensor, k: Tensor, q_block_size: int, kv_block_size: int) -> Tensor:
+def block_probs(q: Tensor, k: Tensor) -> Tensor:
     """Estimated attention of every query block to every key block: `softmax(pool(q) pool(k)ᵀ / √D)`.
 
     The map that the paper calls P^h (section 2, "SparseVGGT"), with the usual 1/√D that the formula there
@@ -40,14 +40,12 @@ def block_probs(q: Tensor, k: Tensor, q_block_size: int, kv_block_size: int) -> 
     position.
 
     Args:
-        q: [B, H, N, D] patch queries of all views, after qk-norm and RoPE, without special tokens.
-        k: [B, H, N, D] patch keys, likewise.
-        q_block_size: Queries per block.
-        kv_block_size: Keys per block.
+        q: [B, H, Mq, D] float32, `pool_blocks` of the patch queries of all views, after qk-norm and RoPE,
+            without special tokens.
+        k: [B, H, Mk, D] float32, of the patch keys, likewise.
 
     Returns:
         [B, H, Mq, Mk] float32; rows sum to 1.
     """
     with torch.autocast(q.device.type, enabled=False):
-        scores = pool_blocks(q, q_block_size) @ pool_blocks(k, kv_block_size).transpose(-2, -1)
-        return (scores / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)

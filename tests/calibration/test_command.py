@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibrating import UNTRAINED, calibrate
 from doubles import TinyVGGT, tiny_native_vggt
 
 from hess_plugin.calibration import command
@@ -18,18 +19,6 @@ from hess_plugin.cli import main
 from hess_plugin.scores import HeadScores
 
 SIZES = ("--num-scenes", "2", "--num-views", "3", "--max-points", "50")
-# Random weights fit nothing: whatever the alignment explains is taken.
-UNTRAINED = ("--min-fitness", "0", "--no-icp")
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    tiny_native_vggt().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def calibrate(model: Path, out: Path, *more: str) -> list[str]:
-    return ["calibrate", "--model", str(model), "--out", str(out), "--device", "cpu", *more]
 
 
 def test_writes_a_sidecar_beside_the_weights(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +29,7 @@ def test_writes_a_sidecar_beside_the_weights(model: Path, capsys: pytest.Capture
     assert scores.info.dataset_settings["image_width"] == 16
     assert scores.info.scene_ids == ("synthetic-10000", "synthetic-10001")
     assert (scores.info.num_views, scores.info.calibration["max_points"]) == (3, 50)
-    assert (scores.info.base_model, scores.info.camera_weight) == (str(model), 0.5)
+    assert (scores.info.base_model, scores.info.camera_weight) == ("model", 0.5)
     assert torch.isfinite(scores.weights()).all()
     printed = capsys.readouterr().out
     assert printed.startswith("Processes: 1 (cpu)\n2 scenes x 3 views of synthetic, none skipped\n")
@@ -52,8 +41,8 @@ def test_writes_a_sidecar_beside_the_weights(model: Path, capsys: pytest.Capture
     ("more", "message"),
     [
         (["--dataset", "imagenet"], "unknown dataset 'imagenet'; known: synthetic, folder, co3d, dtu."),
-        (["--dataset", "folder"], "--root is the folder of a dataset"),
-        (["--dataset", "synthetic", "--root", "."], "--root is the folder of a dataset"),
+        (["--dataset", "folder"], "--dataset folder needs --root"),
+        (["--dataset", "synthetic", "--root", "."], "synthetic reads no files; leave --root out"),
         (["--dataset", "co3d", "--root", "NOWHERE"], "there is no folder NOWHERE; give --root"),
         (["--dataset", "folder", "--root", "EMPTY"], "no scene"),
         (

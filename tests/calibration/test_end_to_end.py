@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-from co3d_tree import write_plain
-from doubles import TinyVGGT, tiny_native_pi3, tiny_native_vggt, tiny_pi3_sizes
+from calibrating import UNTRAINED, calibrate
+from co3d_tree import edit_json, write_plain
+from doubles import TinyVGGT, tiny_native_pi3, tiny_pi3_sizes
 from dtu_tree import views_in_mm, write_pointmap
+from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 
 from hess_plugin import HeSSConfig, Pi3Model, apply_hess
@@ -17,27 +20,26 @@ from hess_plugin.cli import main
 from hess_plugin.scores import HeadScores
 
 SIZES = ("--num-scenes", "4", "--num-views", "3", "--max-points", "50")
-# Random weights fit nothing: whatever the alignment explains is taken.
-UNTRAINED = ("--min-fitness", "0", "--no-icp")
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    tiny_native_vggt().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def calibrate(model: Path, out: Path, *more: str) -> list[str]:
-    return ["calibrate", "--model", str(model), "--out", str(out), "--device", "cpu", *more]
 
 
 class TestDatasets:
     def test_co3d(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         scenes = [each for each in write_plain(tmp_path / "co3d", frames=4) if each.startswith("bench/")]
         more = ("--dataset", "co3d", "--root", str(tmp_path / "co3d"), "--categories", "bench")
+        low = scenes.pop()
+
+        def lower(records: list[dict]) -> None:
+            for record in records:
+                if low == f"bench/{record['sequence_name']}":
+                    record["viewpoint_quality_score"] = 0.25
+
+        edit_json(tmp_path / "co3d" / "bench" / "sequence_annotations.jgz", lower)
         assert main(calibrate(model, tmp_path / "out", *more, *SIZES, *UNTRAINED)) == 0
+        printed = capsys.readouterr().out
+        assert "Before scenes were drawn, 1 skipped:\n  1 x its viewpoint quality is 0.25" in printed
+        assert f"({low})" in printed
         info = HeadScores.load(tmp_path / "out").info
-        assert info.scene_ids == tuple(sorted(scenes))
+        assert info.scene_ids == tuple(scenes)
         assert info.dataset_settings["categories"] == ["bench"]
         assert all(len(row) == 3 for row in info.view_ids)
         assert str(tmp_path) not in str(info.dataset_settings)
@@ -66,7 +68,7 @@ class TestDatasets:
         assert "3 scenes x 3 views of co3d, 1 skipped:" in capsys.readouterr().out
         config = json.loads((tmp_path / "out" / "hess_config.json").read_text())
         assert list(config["skipped"]) == [damaged]
-        assert str(tmp_path / "co3d") not in str(config)  # it will be published
+        assert str(tmp_path) not in str(config)  # it will be published
 
 
 class TestModels:
@@ -86,6 +88,23 @@ class TestModels:
         assert "neither VggtModel nor Pi3Model: it has 1 tensors, 'bert.weight' among them" in error
         (tmp_path / "model.safetensors").unlink()
         assert main(calibrate(tmp_path, tmp_path / "scores", "--dataset", "synthetic")) == 2
+        assert "it has no safetensors; name the class" in capsys.readouterr().err
+
+    def test_hub_that_is_not_reached(
+        self,
+        hub: HubServer,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """Not told as a repository without weights, which it may well not be."""
+        hub.put("org/empty", {"README.md": b"no weights here"})
+        arguments = (Path("org/empty"), tmp_path / "scores", "--dataset", "synthetic")
+        with monkeypatch.context() as offline:
+            offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+            assert main(calibrate(*arguments)) == 2
+        assert "couldn't connect to" in capsys.readouterr().err
+        assert main(calibrate(*arguments)) == 2
         assert "it has no safetensors; name the class" in capsys.readouterr().err
 
     def test_original_class(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

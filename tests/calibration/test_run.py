@@ -75,6 +75,9 @@ class TestWithoutIncidents:
         assert HeadScores.load(tmp_path).info == scores.info
         log = json.loads((tmp_path / LOG_FILE).read_text())
         assert (log["processes"], log["device"]) == (1, "cpu")
+        low, high = (torch.tensor(log["weights_95_percent"][end]) for end in ("low", "high"))
+        assert low.shape == scores.weights().shape
+        assert (low <= high).all()
         assert [entry["scene_id"] for entry in log["scenes"]] == SCENES
         for entry in log["scenes"]:
             assert entry["seconds"] > 0

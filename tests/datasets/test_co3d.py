@@ -54,7 +54,9 @@ class TestWhichSequences:
             "apple/low": "its viewpoint quality is 0.40, not above 0.5",
             "apple/null": "its viewpoint quality is null, not above 0.5",
             "apple/nan": "its viewpoint quality is nan, not above 0.5",
-            "apple/broken": "frame 2: its translation has a length of 2.0e+05, more than 1e+05",
+            "apple/broken": (
+                "frame 2 in frame_annotations.jgz: 'viewpoint.T' has a length of 2.0e+05, more than 1e+05"
+            ),
         }
         assert "apple/low" in open_tree(traps[0], subset="fewview_dev:test", min_quality=0.3).scene_ids()
         with pytest.raises(

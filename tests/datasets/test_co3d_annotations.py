@@ -28,10 +28,10 @@ def test_unusable_poses() -> None:
     assert pose_problem(good, np.eye(3)) is None
     for extrinsics, problem in (
         (good * [1, 1, np.nan, 1], "not finite"),
-        (good + np.array([0, 0, 0, 1e5]), "translation has a length of 1.7e"),
-        (good * [1, 1, -1, 1], "R is no rotation"),  # a mirror
-        (good * [1, 1, 1.01, 1], "R is no rotation"),
+        (good + np.array([0, 0, 0, 1e5]), "T' has a length of 1.7e"),
+        (good * [1, 1, -1, 1], "R' is no rotation"),  # a mirror
+        (good * [1, 1, 1.01, 1], "R' is no rotation"),
     ):
         assert problem in str(pose_problem(extrinsics, np.eye(3)))
-    assert "focal length" in str(pose_problem(good, np.diag([1.0, -1, 1])))
+    assert "focal_length' is not positive" in str(pose_problem(good, np.diag([1.0, -1, 1])))
     assert "not finite" in str(pose_problem(good, np.diag([1.0, np.inf, 1])))

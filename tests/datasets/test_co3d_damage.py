@@ -17,6 +17,7 @@ from hess_plugin.errors import InputError
 
 SET_LIST = "set_lists/set_lists_manyview_dev_0.json"
 SEQUENCES, FRAMES = "sequence_annotations.jgz", "frame_annotations.jgz"
+FRAME = f"frame 2 in {FRAMES}"
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +65,11 @@ class TestSequencesThatAreSkipped:
     @pytest.mark.parametrize(
         ("name", "value", "reason"),
         [
-            ("viewpoint.T", [float("nan"), 0, 0], "frame 2: its camera is not finite"),
-            ("viewpoint.R", [[1, 0, 0]] * 3, "frame 2: its R is no rotation"),
-            ("viewpoint.focal_length", [0, 1], "frame 2: its focal length is not positive"),
-            ("viewpoint.principal_point", [None, 0], "frame 2: its camera is not finite"),
-            ("viewpoint", None, "frame 2: its camera (viewpoint) is null"),
+            ("viewpoint.T", [float("nan"), 0, 0], f"{FRAME}: 'viewpoint.T' is not finite"),
+            ("viewpoint.R", [[1, 0, 0]] * 3, f"{FRAME}: 'viewpoint.R' is no rotation"),
+            ("viewpoint.focal_length", [0, 1], f"{FRAME}: 'viewpoint.focal_length' is not positive"),
+            ("viewpoint.principal_point", [None, 0], f"{FRAME}: 'viewpoint.principal_point' is not finite"),
+            ("viewpoint", None, f"{FRAME}: 'viewpoint' is null"),
             ("frame_number", 99, "frame 2 is in the set list, but not in frame_annotations.jgz"),
         ],
     )

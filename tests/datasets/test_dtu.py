@@ -8,17 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dtu_tree import surface_points, views_in_mm, write_trees
+from dtu_tree import surface_points, views_in_mm
 
 from hess_plugin.datasets import Scene, open_dataset
 from hess_plugin.datasets.dtu import TEST_SCANS, VALIDATION_SCANS, DtuDataset
 from hess_plugin.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """See `write_trees`; nothing may be changed in them."""
-    return write_trees(tmp_path_factory.mktemp("dtu"))
 
 
 def open_dtu(root: Path, width: int = 180, **options) -> DtuDataset:

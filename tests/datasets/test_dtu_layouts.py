@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dtu_tree import lit, object_mask, views_in_mm, write_pfm, write_trees
+from dtu_tree import lit, object_mask, views_in_mm, write_pfm
 from PIL import Image
 
 from hess_plugin.datasets.base import resize_view
 from hess_plugin.datasets.dtu_layouts import PointmapLayout, TrainingLayout, erode
-
-
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """See `write_trees`; nothing may be changed in them."""
-    return write_trees(tmp_path_factory.mktemp("dtu"))
-
-
-@pytest.fixture
-def pointmap(trees: Path, tmp_path: Path) -> Path:
-    """A tree to damage; it holds scan 1."""
-    shutil.copytree(trees / "pointmap" / "scan1", tmp_path / "pointmap" / "scan1")
-    return tmp_path / "pointmap"
-
-
-@pytest.fixture
-def training(trees: Path, tmp_path: Path) -> Path:
-    """A tree to damage; it holds scan 2."""
-    return Path(shutil.copytree(trees / "training", tmp_path / "training"))
 
 
 class TestPointmap:

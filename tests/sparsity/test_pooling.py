@@ -37,21 +37,21 @@ def test_probs_hand_worked() -> None:
     # Pooled queries 2 and 0, pooled keys 0 and ln 3, D = 1: scores [[0, 2 ln 3], [0, 0]].
     q = torch.tensor([1.0, 3.0, 0.0]).view(1, 1, 3, 1)
     k = torch.tensor([-1.0, 1.0, math.log(3)]).view(1, 1, 3, 1)
-    probs = block_probs(q, k, q_block_size=2, kv_block_size=2)
+    probs = block_probs(pool_blocks(q, 2), pool_blocks(k, 2))
     torch.testing.assert_close(probs[0, 0], torch.tensor([[0.1, 0.9], [0.5, 0.5]]))
 
 
 def test_probs_with_blocks_of_one_token_are_attention() -> None:
     q, k = random_tokens(2, 3, 9, 8), random_tokens(2, 3, 9, 8, seed=1)
     expected = (q @ k.transpose(-2, -1) / math.sqrt(8)).softmax(-1)
-    torch.testing.assert_close(block_probs(q, k, 1, 1), expected)
+    torch.testing.assert_close(block_probs(pool_blocks(q, 1), pool_blocks(k, 1)), expected)
 
 
 def test_probs_stay_float32_under_autocast() -> None:
-    q, k = random_tokens(1, 2, 70, 8), random_tokens(1, 2, 70, 8, seed=1)
-    plain = block_probs(q, k, 32, 16)
+    q, k = pool_blocks(random_tokens(1, 2, 70, 8), 32), pool_blocks(random_tokens(1, 2, 70, 8, seed=1), 16)
+    plain = block_probs(q, k)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(block_probs(q, k, 32, 16), plain)
+        assert torch.equal(block_probs(q, k), plain)
     assert plain.dtype == torch.float32
     assert plain.shape == (1, 2, 3, 5)
     torch.testing.assert_close(plain.sum(-1), torch.ones(1, 2, 3))

@@ -29,17 +29,18 @@ def pool_blocks(x: Tensor, block: int) -> Tensor:
     """
     batch, heads, tokens, dim = x.shape
     pooled = x.new_empty(batch, heads, -(-tokens // block), dim, dtype=torch.float32)
-    _pool_kernel[(pooled.shape[2], batch * heads)](
-        x,
-        pooled,
-        *x.stride(),
-        heads,
-        tokens,
-        dim,
-        block,
-        BLOCK=triton.next_power_of_2(block),
-        DIM=triton.next_power_of_2(dim),
-    )
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        _pool_kernel[(pooled.shape[2], batch * heads)](
+            x,
+            pooled,
+            *x.stride(),
+            heads,
+            tokens,
+            dim,
+            block,
+            BLOCK=triton.next_power_of_2(block),
+            DIM=triton.next_power_of_2(dim),
+        )
     return pooled
 
 
@@ -62,7 +63,8 @@ def count_blocks(probs: Tensor, min_count: int, cdf_threshold: float, cdf_rule: 
         cover = cdf_rule == "cover"
         bound = (1 - cdf_threshold) * (1 + 1e-6) if cover else cdf_threshold + 1e-5
         grid, shape = _rows(probs)
-        _count_kernel[grid](probs, counts, probs.shape[-1], min_count, bound, COVER=cover, **shape)
+        with torch.cuda.device_of(probs):
+            _count_kernel[grid](probs, counts, probs.shape[-1], min_count, bound, COVER=cover, **shape)
     return counts
 
 
@@ -80,7 +82,8 @@ def select_blocks(probs: Tensor, counts: Tensor, kv_indices: Tensor | None = Non
     if kv_indices is None:
         kv_indices = torch.empty_like(probs, dtype=torch.int32)
     grid, shape = _rows(probs)
-    _select_kernel[grid](probs, counts, kv_indices, probs.shape[-1], **shape)
+    with torch.cuda.device_of(probs):
+        _select_kernel[grid](probs, counts, kv_indices, probs.shape[-1], **shape)
     return kv_indices
 
 
