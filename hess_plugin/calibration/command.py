@@ -21,7 +21,10 @@ from .run import LOG_FILE, calibrate
 from .summary import format_reasons, format_summary
 
 IMAGE_WIDTH = 518  # pixels, for a model that does not name its own; rounded down to whole patches
-_OPTIONS = {"co3d": ("subset", "exclude", "categories"), "dtu": ("scans",)}  # what the command offers of them
+_OPTIONS = {  # what the command offers of the datasets
+    "co3d": ("subset", "exclude", "categories", "min_quality", "with_background"),
+    "dtu": ("scans", "light"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class CalibrationRun:
         if self.root is not None and not self.root.is_dir():
             raise InputError(f"there is no folder {self.root}; give --root the folder of {self.dataset}.")
         known = _OPTIONS.get(self.dataset, ())
-        unknown = [f"--{name}" for name in self.options if name not in known]
+        unknown = [f"--{name.replace('_', '-')}" for name in self.options if name not in known]
         if unknown:
             raise InputError(f"{unknown[0]} is no option of --dataset {self.dataset}; leave it out.")
         if self.config.truth == "cloud" and self.dataset == "synthetic":

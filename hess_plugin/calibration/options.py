@@ -18,7 +18,7 @@ accelerate launch --multi_gpu --num_processes 2 -m hess_plugin.calibrate OPTIONS
 The scores are the same bytes each time."""
 
 _PLACES = ("model", "model_class", "dataset", "root", "image_width", "out", "device", "resume", "skip_failed")
-_DATASET = ("subset", "exclude", "categories", "scans")
+_DATASET = ("subset", "exclude", "categories", "min_quality", "with_background", "scans", "light")
 _CONFIG = (
     *("num_scenes", "num_views", "seed", "point_source", "truth", "icp", "neighbors", "max_points"),
     *("min_fitness", "precision", "projections", "camera_weight"),
@@ -53,7 +53,11 @@ def _add_scene_options(parser: argparse.ArgumentParser) -> None:
     add("--subset", help="co3d: set list, with :val or :test for that split (default: manyview_dev)")
     add("--exclude", metavar="SUBSET", help="co3d: without the sequences of this one")
     add("--categories", metavar="NAMES", help="co3d: such as apple,bench (default: all)")
+    add("--min-quality", type=float, help="co3d: sequences must score above (default: 0.5)")
+    keep = "co3d: also depth outside the object"
+    add("--with-background", action="store_true", default=None, help=keep)
     add("--scans", help="dtu: such as 1,4,9, or training, validation, test (default: all)")
+    add("--light", type=int, metavar="N", help="dtu, training tree: 0 to 6 (default: 3)")
     add("--num-scenes", type=int, metavar="N", help="at most so many, drawn by seed (default: 40)")
     add("--num-views", type=int, metavar="N", help="drawn from each scene (default: 20)")
     add("--image-width", type=int, metavar="PIXELS", help="of the photos (default: the model's own, or 518)")

@@ -32,10 +32,10 @@ class Co3dDataset(PhotoDataset):
         exclude: a subset whose sequences are skipped; "fewview_dev:test" is what most papers evaluate on.
         categories: to take, a list or "apple,bench"; None takes all that have the subset.
         min_quality: sequences whose viewpoint quality score is not above are skipped, as everyone does.
-        object_only: drop depth outside the depth masks, which mark the object and what is consistent between
-            views, as VGGT does; where a frame has none, outside the object's mask. Frames with neither then
-            count as having no depth. (VGGT also drops the farthest 2 % of all pixels, which is a third of
-            the object's; that is left out here.)
+        with_background: keep all depth. Without, depth counts inside the depth masks, which mark the object
+            and what is consistent between views, as in VGGT; where a frame has none, inside the object's
+            mask, and frames with neither have no depth. (VGGT also drops the farthest 2 % of all pixels,
+            which is a third of the object's; that is left out here.)
         with_cloud: give `pointcloud.ply` as the scene's `cloud`; sequences without one are skipped.
         sizes: `image_width`, `patch_size` and `min_views` of `Dataset`.
 
@@ -55,12 +55,12 @@ class Co3dDataset(PhotoDataset):
         exclude: str | None = None,
         categories: str | Iterable[str] | None = None,
         min_quality: float = 0.5,
-        object_only: bool = True,
+        with_background: bool = False,
         with_cloud: bool = False,
         **sizes: int,
     ) -> None:
         super().__init__(**sizes)
-        self.root, self.object_only, self.with_cloud = root, object_only, with_cloud
+        self.root, self.with_background, self.with_cloud = root, with_background, with_cloud
         self.min_quality = min_quality
         check_tree(root)
         self._subset, self._exclude = Subset(subset), Subset(exclude) if exclude else None
@@ -73,7 +73,7 @@ class Co3dDataset(PhotoDataset):
             "exclude": str(self._exclude) if self._exclude else None,
             "categories": chosen,
             "min_quality": min_quality,
-            "object_only": object_only,
+            "with_background": with_background,
             "with_cloud": with_cloud,
         }
         self._frames: dict[str, dict[int, Frame]] = {}
@@ -110,8 +110,8 @@ class Co3dDataset(PhotoDataset):
         return read_ply_points(self.root / path) if path else None
 
     def _read_depth(self, frame: Frame) -> np.ndarray | None:
-        mask_path = (frame.depth_mask or frame.object_mask) if self.object_only else None
-        if frame.depth is None or (self.object_only and mask_path is None):
+        mask_path = None if self.with_background else frame.depth_mask or frame.object_mask
+        if frame.depth is None or (mask_path is None and not self.with_background):
             return None
         path = self.root / frame.depth
         values = read_channel(path)

@@ -221,6 +221,6 @@ def _open3d() -> Any:
     except ImportError as error:
         raise ImportError(
             'aligning point clouds needs Open3D; pip install "hess-plugin[calibration]". '
-            "Known depth (truth='depth') can be aligned without it by icp=False."
+            "Known depth (truth='depth') can be aligned without it: icp=False, --no-icp."
         ) from error
     return open3d

@@ -49,6 +49,7 @@ def test_writes_a_sidecar_beside_the_weights(model: Path, capsys: pytest.Capture
             ["--dataset", "folder", "--root", "EMPTY", "--scans", "1"],
             "--scans is no option of --dataset folder",
         ),
+        (["--dataset", "synthetic", "--with-background"], "--with-background is no option of --dataset"),
         (["--dataset", "synthetic", "--truth", "cloud"], "--truth cloud needs a dataset with point clouds"),
         (["--dataset", "synthetic", "--num-views", "0"], "num_views must be an integer of at least 1"),
         (["--dataset", "synthetic", "--projections", "key"], "projections must be 'query' and more of"),

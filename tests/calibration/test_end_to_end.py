@@ -26,6 +26,7 @@ class TestDatasets:
     def test_co3d(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         scenes = [each for each in write_plain(tmp_path / "co3d", frames=4) if each.startswith("bench/")]
         more = ("--dataset", "co3d", "--root", str(tmp_path / "co3d"), "--categories", "bench")
+        more = (*more, "--with-background", "--min-quality", "0.6")
         low = scenes.pop()
 
         def lower(records: list[dict]) -> None:
@@ -41,6 +42,7 @@ class TestDatasets:
         info = HeadScores.load(tmp_path / "out").info
         assert info.scene_ids == tuple(scenes)
         assert info.dataset_settings["categories"] == ["bench"]
+        assert info.dataset_settings["with_background"]
         assert all(len(row) == 3 for row in info.view_ids)
         assert str(tmp_path) not in str(info.dataset_settings)
         more = (*more, "--num-scenes", "2", "--num-views", "5")  # more than there are

@@ -92,7 +92,7 @@ class TestWhichSequences:
             == settings
             == {
                 **{"image_width": 56, "patch_size": 7, "min_views": 1, "subset": "manyview_dev:train"},
-                **{"exclude": None, "categories": ["apple"], "min_quality": 0.5, "object_only": True},
+                **{"exclude": None, "categories": ["apple"], "min_quality": 0.5, "with_background": False},
                 "with_cloud": True,
             }
         )
@@ -138,7 +138,9 @@ class TestViews:
         """Half floats are right to 0.05 %; unknown depth is infinite in one file, 0 in others."""
         root, truth = traps
         for scene_id, subset in (("chair/scaled", "fewview_dev:test"), ("apple/first", "fewview_dev:train")):
-            whole, masked = (open_tree(root, subset=subset, object_only=only) for only in (False, True))
+            whole, masked = (
+                open_tree(root, subset=subset, with_background=all_of_it) for all_of_it in (True, False)
+            )
             for number in (0, 2, 4):
                 true = truth[scene_id][number].depth
                 depth = whole.read_view(scene_id, f"{number:06d}").depth
@@ -157,7 +159,7 @@ class TestViews:
     def test_cloud(self, traps: tuple[Path, Truth]) -> None:
         """It lies on the surfaces that depth shows; without `with_cloud` it is not read."""
         assert open_tree(traps[0]).load("apple/first", 1, 0).cloud is None
-        scene = open_tree(traps[0], with_cloud=True, object_only=False).load("apple/first", None, 0)
+        scene = open_tree(traps[0], with_cloud=True, with_background=True).load("apple/first", None, 0)
         points = scene.world_points[scene.mask]
         distance = torch.cdist(scene.cloud, points).amin(1)
         assert len(distance) > 300
@@ -207,7 +209,7 @@ def share_that_agrees(scene: Scene) -> tuple[float, float]:
 class TestPlainTree:
     def test_depth_of_one_view_lies_on_the_surface_of_the_other(self, plain: Path) -> None:
         """Cameras, depth and resizing fit; with the camera's axes left as CO3D has them, they would not."""
-        dataset = open_tree(plain, object_only=False)
+        dataset = open_tree(plain, with_background=True)
         assert len(dataset.scene_ids()) == 4
         for scene_id in dataset.scene_ids():
             assert len(dataset.view_ids(scene_id)) >= 6

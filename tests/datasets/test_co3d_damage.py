@@ -207,14 +207,14 @@ class TestPixels:
         change_frame(tree, 2, put("depth.mask_path", None))
         by_object = open_tree(tree).read_view("apple/first", "000002").depth
         assert ((by_object > 0) == (known > 0)).mean() > 0.99  # the fixture's depth mask is its object's
-        whole = open_tree(tree, object_only=False).read_view("apple/first", "000002").depth
+        whole = open_tree(tree, with_background=True).read_view("apple/first", "000002").depth
         assert (by_object > 0).sum() < (whole > 0).sum()
 
     def test_without_any_mask_there_is_no_trusted_depth(self, tree: Path) -> None:
         change_frame(tree, 2, put("depth.mask_path", None))
         change_frame(tree, 2, put("mask", None))
         assert open_tree(tree).read_view("apple/first", "000002").depth is None
-        assert (open_tree(tree, object_only=False).read_view("apple/first", "000002").depth > 0).any()
+        assert (open_tree(tree, with_background=True).read_view("apple/first", "000002").depth > 0).any()
 
     def test_missing_cloud(self, tree: Path) -> None:
         (tree / "apple/first/pointcloud.ply").unlink()
