@@ -40,7 +40,7 @@ def test_three_pairs_by_hand() -> None:
 
 
 def test_a_seed_decides() -> None:
-    source, target = torch.randn(2, 200, 3, dtype=torch.float64)
+    source, target = torch.randn(2, 200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     runs = [align_by_consensus(source, target, 0.3, seed) for seed in (0, 0, 1)]
     assert torch.equal(runs[0].transform.rotation, runs[1].transform.rotation)
     assert not torch.equal(runs[0].transform.rotation, runs[2].transform.rotation)
