@@ -61,7 +61,7 @@ class CalibrationRun:
 
 
 def run_calibration(run: CalibrationRun) -> None:
-    """Calibrate the dense model in float32, save the sidecar and print what it is worth.
+    """Calibrate the dense model, save the sidecar and print what it is worth.
 
     Raises:
         InputError: the model, the dataset or the settings cannot be used, or scenes failed.
