@@ -70,3 +70,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x
+
+
+def is_inner_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether Muon takes the parameter: the matrices inside transformer blocks."""
+    return parameter.ndim == 2 and ("_blocks." in name or ".trunk." in name)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hess_plugin.datasets import Scene, load_scene, synthetic_scene
 from hess_plugin.datasets.synthetic import (
     SceneBatch,
     SceneNumbers,
     draw_numbers,
     render_scenes,
-    synthetic_scene,
 )
 from hess_plugin.evaluation.mvs import aligned_point_error
 from hess_plugin.evaluation.pose import ate, auc, pair_errors
@@ -24,13 +26,14 @@ from hess_plugin.models.configuration import VggtConfig
 from hess_plugin.models.vggt import NUM_SPECIAL_TOKENS, VggtModel
 
 VIEW_COUNTS = (2, 3, 4, 6, 8, 12, 16, 24)  # all divide the views per step, so that most shapes stay the same
+EXAMINED_VIEWS = 16
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Sizes of a training; the defaults are for one large GPU, `toy()` for a test on a CPU."""
 
-    image_size: tuple[int, int] = (112, 112)
+    image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112))  # upright or square photos, and 3:2
     views_per_step: int = 336  # per process; enough that a large GPU, not the host, sets the pace
     dense_views_per_step: int = 112  # of these, how many the dense heads see; the camera head sees all
     ramp: float = 0.3  # share of the training after which lessons are at full difficulty
@@ -45,15 +48,15 @@ class Recipe:
         """Small enough for a few steps per second on one CPU core."""
         small = {"embed_dim": 48, "depth": 2, "num_heads": 3, "camera_trunk_depth": 1, "camera_num_heads": 2}
         dense = {"dpt_features": 8, "dpt_out_channels": (8, 8, 8, 8), "dpt_layers": (0, 0, 1, 1)}
-        return cls((32, 32), 24, 8, config=tuple((small | dense).items()))
+        return cls(((32, 32), (24, 32)), 24, 8, config=tuple((small | dense).items()))
 
     def build_model(self) -> VggtModel:
         """A model with fresh weights."""
         fixed = {"patch_size": 8, "img_size": 112, "patch_embed": "conv"}
         return VggtModel(VggtConfig(enable_track=False, layer_scale_init=0.1, **fixed, **dict(self.config)))
 
-    def lesson(self, progress: float, step: int) -> tuple[int, tuple[float, float]]:
-        """Views per scene and range of the orbit's span in radians; the same in all processes.
+    def lesson(self, progress: float, step: int) -> tuple[int, tuple[int, int], tuple[float, float]]:
+        """Views per scene, image size, and range of the arc's span in radians; the same in all processes.
 
         Training starts with few views close together, where matching is easy to discover, and ends with the
         scenes that `synthetic_scene` shows.
@@ -62,8 +65,9 @@ class Recipe:
         most = 4 * 6**ramp
         counts = [count for count in VIEW_COUNTS if count <= most and self.views_per_step % count == 0]
         weights = [math.sqrt(count) for count in counts]
-        num_views = random.Random(step).choices(counts, weights)[0]
-        return num_views, (0.3 + 0.7 * ramp, 1.0 + 5.0 * ramp)
+        chance = random.Random(step)
+        num_views = chance.choices(counts, weights)[0]
+        return num_views, chance.choice(self.image_sizes), (0.3 + 0.3 * ramp, 1.0 + 5.0 * ramp)
 
 
 class Batch(NamedTuple):
@@ -76,9 +80,15 @@ class Batch(NamedTuple):
     depth: Tensor  # [B, V, height, width], 0 = unknown
 
 
-def make_batch(numbers: SceneNumbers, image_size: tuple[int, int], orbit_span: Tensor) -> Batch:
-    """Render scenes, with their truth as `normalise` puts it."""
-    return normalise(render_scenes(numbers, image_size, orbit_span))
+def make_batch(
+    numbers: SceneNumbers, image_size: tuple[int, int], orbit_span: Tensor, generator: torch.Generator
+) -> Batch:
+    """Render scenes, with their truth as `normalise` puts it and photos with a sensor's noise."""
+    batch = normalise(render_scenes(numbers, image_size, orbit_span))
+    images = batch.images
+    strength = 0.05 * torch.rand(len(images), 1, 1, 1, 1, generator=generator, device=images.device) ** 2
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return batch._replace(images=(images + strength * noise).clamp(0, 1))
 
 
 def normalise(scenes: SceneBatch) -> Batch:
@@ -98,14 +108,14 @@ def normalise(scenes: SceneBatch) -> Batch:
 
 def draw_lesson(
     recipe: Recipe, progress: float, step: int, generator: torch.Generator
-) -> tuple[tuple[SceneNumbers, tuple[int, int], Tensor], Tensor]:
+) -> tuple[tuple[SceneNumbers, tuple[int, int], Tensor, torch.Generator], Tensor]:
     """The arguments of `make_batch` for one step, and the views that the dense heads see (flat over B·V)."""
-    num_views, (low, high) = recipe.lesson(progress, step)
+    num_views, size, (low, high) = recipe.lesson(progress, step)
     num_scenes, device = recipe.views_per_step // num_views, generator.device
     numbers = draw_numbers(num_scenes, num_views, generator)
     span = low + (high - low) * torch.rand(num_scenes, generator=generator, device=device)
     order = torch.randperm(recipe.views_per_step, generator=generator, device=device)
-    return (numbers, recipe.image_size, span), order[: recipe.dense_views_per_step]
+    return (numbers, size, span, generator), order[: recipe.dense_views_per_step]
 
 
 class Lesson(nn.Module):
@@ -160,21 +170,37 @@ def camera_loss(poses: list[Tensor], truth: Tensor) -> dict[str, Tensor]:
 
 
 def confident_distance(distance: Tensor, confidence: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over known pixels of `distance · confidence - 0.2 log confidence`, and of the distance itself."""
+    """A loss that teaches distance and confidence, and the mean distance; both over known pixels.
+
+    A known pixel costs `distance · confidence - 0.2 log confidence`, least at a confidence of 0.2 / distance
+    (or 1, the minimum). An unknown one, where photos show nothing, costs `0.2 log confidence`: it is to be 1.
+    """
     count = known.sum().clamp(min=1)
-    weighted = torch.where(known, distance * confidence - 0.2 * confidence.log(), 0.0).sum() / count
-    return weighted, (torch.where(known, distance, 0.0).sum() / count).detach()
+    reward = 0.2 * confidence.log()
+    loss = torch.where(known, distance * confidence - reward, reward).sum() / count
+    return loss, (torch.where(known, distance, 0.0).sum() / count).detach()
+
+
+def examine(
+    model: VggtModel, image_size: tuple[int, int], num_scenes: int, folders: Sequence[Path] = ()
+) -> dict[str, dict[str, float]]:
+    """Marks of the held-out scenes (seeds 0, 1, ...) together, and of each scene in a folder by its name."""
+    device = next(model.parameters()).device
+    options = {"image_size": image_size, "device": device}
+    marks = {
+        "held_out": mark(model, [synthetic_scene(s, EXAMINED_VIEWS, **options) for s in range(num_scenes)])
+    }
+    for folder in folders:
+        scene = load_scene(folder, image_size[1], model.config.patch_size, EXAMINED_VIEWS)
+        marks[scene.name] = mark(model, [scene.to(device)])
+    return marks
 
 
 @torch.no_grad()
-def examine(
-    model: VggtModel, image_size: tuple[int, int], num_scenes: int, num_views: int = 16
-) -> dict[str, float]:
-    """Held-out scenes (seeds 0, 1, ...): AUC@30, and ATE and point error in units of the normalised scene."""
-    device = next(model.parameters()).device
+def mark(model: VggtModel, scenes: Sequence[Scene]) -> dict[str, float]:
+    """AUC@30 over the pairs of views, and means of ATE and point error in units of the normalised scenes."""
     errors, drifts, distances = [], [], []
-    for seed in range(num_scenes):
-        scene = synthetic_scene(seed, num_views, image_size=image_size, device=device)
+    for scene in scenes:
         known = (scene.images, scene.extrinsics, scene.intrinsics, scene.depth)
         batch = normalise(SceneBatch(*(tensor[None] for tensor in known)))
         output = model(scene.images)
@@ -182,5 +208,5 @@ def examine(
         errors.append(pair_errors(predicted, truth).pose)
         drifts.append(ate(predicted, truth))
         distances.append(aligned_point_error(output.world_points[0], batch.points[0], batch.depth[0] > 0))
-    mean_drift, mean_distance = (sum(values) / num_scenes for values in (drifts, distances))
+    mean_drift, mean_distance = (sum(values) / len(scenes) for values in (drifts, distances))
     return {"auc_30": auc(torch.cat(errors), 30), "ate": mean_drift, "point_error": mean_distance}

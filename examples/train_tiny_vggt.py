@@ -2,10 +2,11 @@
 
     python examples/train_tiny_vggt.py runs/tiny --minutes 22 --compile --stop-after-seconds 560
     python examples/train_tiny_vggt.py runs/tiny --minutes 22 --compile --resume --export runs/tiny/export
+    python examples/train_tiny_vggt.py runs/finer --minutes 22 --compile --start-from runs/tiny/export
 
 The learning rate follows a cosine over the whole training, set by `--minutes` or `--steps`, over as many
-calls as it takes. A step draws its scenes by its own number: a resumed run sees what an unbroken one would.
-`accelerate launch examples/train_tiny_vggt.py ...` trains on several GPUs.
+calls as it takes; each call gets the same options. A step draws its scenes by its own number: a resumed run
+sees what an unbroken one would. `accelerate launch ...` trains on several GPUs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,12 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from muon import Muon
-from tiny_vggt_recipe import Lesson, Recipe, draw_lesson, examine, make_batch
+from muon import Muon, is_inner_matrix
+from tiny_vggt_recipe import EXAMINED_VIEWS, Lesson, Recipe, draw_lesson, examine, make_batch
 from torch import nn
 from tqdm import tqdm
+
+from hess_plugin.models.vggt import VggtModel
 
 BEAT = 20  # steps between looks at the clock; each waits for the GPU
 CLIP = 1.0
@@ -39,11 +43,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--steps", type=int, help="length of the whole training in steps")
     length.add_argument("--minutes", type=float, help="length of the whole training in minutes")
+    parser.add_argument("--start-from", metavar="FOLDER", help="a saved model; fewer easy lessons")
     parser.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
     parser.add_argument("--stop-after-seconds", type=float, default=math.inf, help="save and end this call")
     parser.add_argument("--save-every", type=float, default=120, metavar="SECONDS")
     parser.add_argument("--examine-every", type=float, default=180, metavar="SECONDS")
     parser.add_argument("--scenes", type=int, default=32, help="held-out scenes of an examination")
+    parser.add_argument("--real", type=Path, nargs="+", default=[], metavar="FOLDER", help="to examine")
     parser.add_argument("--export", type=Path, help="folder for the finished float16 model")
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--warmup", type=int, default=300, metavar="STEPS")
@@ -63,7 +69,11 @@ class Training:
         self.device = self.accelerator.device
         self.recipe = Recipe.toy() if args.toy else Recipe()
         torch.manual_seed(args.seed)
-        self.model = self.recipe.build_model().to(self.device)
+        model = self.recipe.build_model()
+        if args.start_from is not None:
+            model = VggtModel.from_pretrained(args.start_from, dtype=torch.float32).train()
+            self.recipe = replace(self.recipe, ramp=self.recipe.ramp / 3)
+        self.model = model.to(self.device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         matrices = [p for name, p in self.model.named_parameters() if is_inner_matrix(name, p)]
         inner = {id(p) for p in matrices}
@@ -165,18 +175,16 @@ class Training:
             log.write(json.dumps(entry) + "\n")
 
 
-def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon takes the parameter: the matrices inside transformer blocks."""
-    return parameter.ndim == 2 and ("_blocks." in name or ".trunk." in name)
-
-
-def examine_average(training: Training, num_scenes: int) -> None:
-    """Test the averaged weights on held-out scenes, in the main process."""
+def examine_average(training: Training) -> None:
+    """Test the averaged weights on held-out and on real scenes, in the main process."""
     if training.accelerator.is_main_process:
-        training.examination = examine(training.average, training.recipe.image_size, num_scenes)
-        training.record("examination", training.examination)
-        marks = ", ".join(f"{name} {value:.4f}" for name, value in training.examination.items())
-        tqdm.write(f"step {training.step}, {training.seconds:.0f} s: {marks}")
+        size, args = training.recipe.image_sizes[0], training.args
+        marks = examine(training.average, size, args.scenes, args.real)
+        for name, values in marks.items():
+            training.record("examination", {"scenes": name} | values)
+            line = ", ".join(f"{key} {value:.4f}" for key, value in values.items())
+            tqdm.write(f"step {training.step}, {training.seconds:.0f} s, {name}: {line}")
+        training.examination = marks["held_out"]
 
 
 def train(training: Training) -> None:
@@ -201,7 +209,7 @@ def train(training: Training) -> None:
             training.save()
             saved = time.monotonic()
         if time.monotonic() - examined > args.examine_every:
-            examine_average(training, args.scenes)
+            examine_average(training)
             examined = time.monotonic()
     bar.close()
     training.save()
@@ -224,7 +232,7 @@ def export(training: Training, folder: Path) -> None:
         "transformers": transformers.__version__,
         "learning_rate": args.learning_rate,
         "seed": args.seed,
-        "held_out_scenes": {"seeds": [0, args.scenes - 1], "views": 16} | training.examination,
+        "held_out_scenes": {"seeds": [0, args.scenes - 1], "views": EXAMINED_VIEWS} | training.examination,
     }
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
@@ -232,7 +240,7 @@ def export(training: Training, folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     training = Training(parse_arguments(arguments))
     train(training)
-    examine_average(training, training.args.scenes)
+    examine_average(training)
     if training.args.export is not None and training.accelerator.is_main_process:
         export(training, training.args.export)
     training.accelerator.end_training()

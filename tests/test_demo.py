@@ -195,7 +195,7 @@ class TestExamples:
         assert len(truth.vertices) == int(scene.mask.sum())
         dense = torch.tensor(trimesh.load(folder / "points_dense.ply").vertices, dtype=torch.float32)
         known = scene.world_points[scene.mask]
-        assert torch.cdist(dense[::50], known).min(dim=1).values.max() < 1e-3
+        assert torch.cdist(dense[::50].double(), known.double()).min(dim=1).values.max() < 1e-3
         views = json.loads((folder / "cameras_hess.json").read_text())["views"]
         found = torch.tensor([view["world_to_camera"] for view in views])
         torch.testing.assert_close(found, scene.extrinsics, atol=0.03, rtol=0)

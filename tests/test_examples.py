@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from hess_plugin.evaluation.measurements import read_measurements
 from hess_plugin.models.vggt import VggtModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+OFFICE = EXAMPLES.parent / "hess_plugin/assets/hololens_office"
 NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "muon", "compare_allocations", "benchmark_calibration")
 
 
@@ -51,6 +53,21 @@ class TestTraining:
         assert 0 <= record["held_out_scenes"]["auc_30"] <= 1
         kinds = [json.loads(line)["kind"] for line in (folder / "log.jsonl").read_text().splitlines()]
         assert kinds == ["train", "examination"]
+
+    def test_starts_from_a_model_and_marks_real_scenes(self, examples, tmp_path: Path) -> None:
+        script, start, export = examples["train_tiny_vggt"], tmp_path / "start", tmp_path / "model"
+        saved = examples["tiny_vggt_recipe"].Recipe.toy().build_model()
+        saved.save_pretrained(start)
+        options = ["--toy", "--steps", "20", "--scenes", "1", "--learning-rate", "1e-5"]
+        options += ["--start-from", str(start), "--real", str(OFFICE), "--export", str(export)]
+        script.main([str(tmp_path), *options])
+        found = VggtModel.from_pretrained(export, dtype=torch.float32).state_dict()
+        for key, value in saved.state_dict().items():  # at this rate, it stays near
+            torch.testing.assert_close(found[key], value, rtol=1e-2, atol=1e-3, msg=key)
+        log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        marked = [entry for entry in log if entry["kind"] == "examination"]
+        assert [entry["scenes"] for entry in marked] == ["held_out", "hololens_office"]
+        assert all(0 <= entry["auc_30"] <= 1 and entry["point_error"] > 0 for entry in marked)
 
     def test_resumed_equals_unbroken(self, examples, tmp_path: Path) -> None:
         script = examples["train_tiny_vggt"]
@@ -102,12 +119,13 @@ class TestRecipe:
 
     def test_lessons_grow(self, examples) -> None:
         recipe = examples["tiny_vggt_recipe"].Recipe()
-        first = {recipe.lesson(0.0, step) for step in range(50)}
-        last = {recipe.lesson(1.0, step) for step in range(200)}
-        assert {count for count, _ in first} == {2, 3, 4}
-        assert {span for _, span in first} == {(0.3, 1.0)}
-        assert {count for count, _ in last} == {2, 3, 4, 6, 8, 12, 16, 24}
-        assert {span for _, span in last} == {(1.0, 6.0)}
+        first = {recipe.lesson(0.0, step) for step in range(100)}
+        last = {recipe.lesson(1.0, step) for step in range(300)}
+        assert {count for count, _, _ in first} == {2, 3, 4}
+        assert {span for _, _, span in first} == {(0.3, 1.0)}
+        assert {count for count, _, _ in last} == {2, 3, 4, 6, 8, 12, 16, 24}
+        assert {span for _, _, span in last} == {(0.6, 6.0)}
+        assert {size for _, size, _ in first} == {size for _, size, _ in last} == {(112, 112), (72, 112)}
 
     def test_truth_is_normalised(self, examples) -> None:
         numbers = draw_numbers(3, 2, torch.Generator().manual_seed(0))
@@ -131,9 +149,19 @@ class TestRecipe:
     def test_confident_distance(self, examples) -> None:
         distance, confidence = torch.tensor([1.0, 3.0, 50.0]), torch.tensor([1.0, 2.0, 9.0])
         known = torch.tensor([True, True, False])
-        weighted, plain = examples["tiny_vggt_recipe"].confident_distance(distance, confidence, known)
-        assert weighted.item() == pytest.approx((1 + 6 - 0.2 * torch.tensor(2.0).log().item()) / 2)
+        loss, plain = examples["tiny_vggt_recipe"].confident_distance(distance, confidence, known)
+        assert loss.item() == pytest.approx((1 + 6 - 0.2 * math.log(2) + 0.2 * math.log(9)) / 2)
         assert plain.item() == 2
+
+    def test_noise(self, examples) -> None:
+        recipe, generator = examples["tiny_vggt_recipe"], torch.Generator().manual_seed(0)
+        numbers, span = draw_numbers(6, 2, generator), torch.full((6,), 2.0)
+        clean = render_scenes(numbers, (12, 16), span).images
+        noisy = recipe.make_batch(numbers, (12, 16), span, generator).images
+        spread = (noisy - clean).square().mean((1, 2, 3, 4)).sqrt()
+        assert (spread > 0).all()
+        assert (spread < 0.055).all()
+        assert spread.max() > 2 * spread.min()  # some scenes have more than others
 
 
 class TestMuon:

@@ -1,11 +1,11 @@
-"""Analytic ray casting of ellipsoids, boxes, a disc and a room, with procedural colours.
+"""Analytic ray casting of ellipsoids and boxes in a room, with procedural colours.
 
-Everything is element-wise (a matrix product could run in TF32 on GPUs and blur the geometry), so
-`torch.compile` fuses it into a few kernels, and every device gives the same up to rounding.
+Everything is element-wise (a matrix product could run in TF32 on GPUs and blur the geometry), and every
+device gives the same up to rounding. Each surface is a unit sphere or cube in a frame of its own.
 
 Convention: OpenCV cameras as in `Scene`. Rays are (x, y, 1) in the camera frame, so the ray parameter is the
-depth; x [B, 1, 1, width] and y [B, 1, height, 1] are their slopes. B scenes have N surfaces each: N - 2
-ellipsoids and boxes, then a disc, then a room around all.
+depth; x [B, 1, 1, width] and y [B, 1, height, 1] are their slopes. B scenes have N surfaces each: ellipsoids,
+then boxes, then a box seen from inside, the room.
 """
 
 from __future__ import annotations
@@ -18,29 +18,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEAR = 0.05  # world units; nothing nearer to a camera is seen
-BACKGROUND = 0.5  # grey of pixels that see nothing
+ROOM_SIDES = 6  # each with a texture of its own, where all other surfaces have one: N + 5 textures in all
 
 
 class Shapes(NamedTuple):
-    """Surfaces, each with a frame of its own."""
+    """Surfaces: points p with |M (p - centre)| = 1, by the Euclidean or, for boxes, the maximum norm."""
 
-    is_box: Tensor  # [B, N] bool, else an ellipsoid; True for disc and room
     centre: Tensor  # [B, N, 3]
-    rotation: Tensor  # [B, N, 3, 3], surface to world
-    half: Tensor  # [B, N, 3] semi-axes or half extents; the disc's radius is its first
+    to_unit: Tensor  # [B, N, 3, 3], the matrix M: world to the unit sphere or cube; its rows are orthogonal
+    num_ellipsoids: int
     has_room: Tensor  # [B] bool
 
 
 class Texture(NamedTuple):
-    """Colour = base + sum of sinusoids of the position in the surface's own frame; light and exposure."""
+    """Two colours mixed by a pattern, sharpened and clamped, of waves that bend one another; light, exposure.
 
-    base: Tensor  # [B, N, 3]
-    wave: Tensor  # [B, N, waves, 3 colours, 3] wave vectors, radians per world unit
-    phase: Tensor  # [B, N, waves, 3 colours]
-    amplitude: Tensor  # [B, N, waves, 3 colours]
+    Positions p are those of the unit sphere or cube. Wave k adds `amplitude · sin(angle_k)`, where
+    `angle_k = wave · p + phase + bend · sin(angle_{k-1})`.
+    """
+
+    color: Tensor  # [B, N + 5, 3] where the pattern is 0
+    change: Tensor  # [B, N + 5, 3] from there to where it is 1
+    wave: Tensor  # [B, N + 5, waves, 6]: wave vector in radians, phase, amplitude, bend
     light: Tensor  # [B, 3] unit vector towards the light
     ambient: Tensor  # [B, 1] share of light that comes from everywhere
-    gain: Tensor  # [B, 3] exposure and white balance
+    background: Tensor  # [B, 3] colour where nothing is seen
+    gain: Tensor  # [B, V, 3] exposure and white balance
+    gamma: Tensor  # [B, 1] exponent of the final colours
 
 
 class Cameras(NamedTuple):
@@ -53,7 +57,7 @@ class Cameras(NamedTuple):
 
 
 def rotate(rotation: Tensor, vector: Tensor) -> Tensor:
-    """Rotations [..., 3, 3] applied to vectors [..., 3], exactly also where matrix products round to TF32."""
+    """Matrices [..., 3, 3] applied to vectors [..., 3], exactly also where matrix products round to TF32."""
     return (rotation * vector[..., None, :]).sum(-1)
 
 
@@ -63,52 +67,40 @@ def cast_rays(shapes: Shapes, cameras: Cameras) -> tuple[Tensor, Tensor]:
     Objects are seen from outside, the room from inside.
 
     Example:
-        A camera in the middle of a room of half extents 1 looks at a wall:
+        A camera in the middle of a room of half extents 2 looks at a wall:
 
-        >>> none, eye = torch.zeros(1, 3, 3), torch.eye(3).expand(1, 3, 3, 3)
-        >>> boxes, yes = torch.ones(1, 3) > 0, torch.ones(1) > 0
-        >>> shapes = Shapes(boxes, none - 9, eye, none + 1, yes)
-        >>> shapes.centre[:, 2] = 0
-        >>> ahead = torch.zeros(1, 1, 1, 1)
-        >>> depth, surface = cast_rays(shapes, Cameras(torch.zeros(1, 1, 3), eye[:, :1], ahead, ahead))
+        >>> eye, ahead = torch.eye(3).expand(1, 1, 3, 3), torch.zeros(1, 1, 1, 1)
+        >>> room = Shapes(torch.zeros(1, 1, 3), eye / 2, 0, torch.ones(1) > 0)
+        >>> depth, surface = cast_rays(room, Cameras(torch.zeros(1, 1, 3), eye, ahead, ahead))
         >>> depth.item(), surface.item()
-        (1.0, 2)
+        (2.0, 0)
     """
-    origin, direction = _in_surface_frames(shapes, cameras)
-    half = shapes.half[:, None, ..., None, None]
-    enter, leave = _meet_box(origin, direction, half)
-    box = torch.where(enter < leave, enter, math.inf)[:, :, :-2]
-    ellipsoid = _meet_ellipsoid((origin / half)[:, :, :-2], (direction / half)[:, :, :-2])
-    objects = torch.where(shapes.is_box[:, None, :-2, None, None], box, ellipsoid)
-    disc = _meet_disc(origin[:, :, -2], direction[:, :, -2], half[:, :, -2, 0])
-    room = torch.where(shapes.has_room[:, None, None, None], leave[:, :, -1], math.inf)
-    depth = torch.cat([objects, disc[:, :, None], room[:, :, None]], 2)
+    origin, direction = _in_unit_frames(shapes, cameras)
+    count = shapes.num_ellipsoids
+    ellipsoid = _meet_ellipsoid(origin[:, :, :count], direction[:, :, :count])
+    enter, leave = _meet_box(origin[:, :, count:], direction[:, :, count:])
+    box = torch.where(enter < leave, enter, math.inf)[:, :, :-1]
+    room = torch.where(shapes.has_room[:, None, None, None, None], leave[:, :, -1:], math.inf)
+    depth = torch.cat([ellipsoid, box, room], 2)
     depth = torch.where(depth > NEAR, depth, math.inf)  # also where it is NaN
     nearest = depth.min(2)
     return nearest.values, nearest.indices
 
 
-def _in_surface_frames(shapes: Shapes, cameras: Cameras) -> tuple[Tensor, Tensor]:
+def _in_unit_frames(shapes: Shapes, cameras: Cameras) -> tuple[Tensor, Tensor]:
     """Origin [B, V, N, 3, 1, 1] and direction [B, V, N, 3, height, width] of rays in each surface's frame."""
-    to_surface = shapes.rotation[:, None].mT
-    origin = rotate(to_surface, cameras.position[:, :, None] - shapes.centre[:, None])[..., None, None]
+    to_unit = shapes.to_unit[:, None]
+    origin = rotate(to_unit, cameras.position[:, :, None] - shapes.centre[:, None])[..., None, None]
     right, down, ahead = (
-        rotate(to_surface, cameras.rotation[:, :, None, :, column])[..., None, None] for column in range(3)
+        rotate(to_unit, cameras.rotation[:, :, None, :, column])[..., None, None] for column in range(3)
     )
     x, y = cameras.x[:, :, None, None], cameras.y[:, :, None, None]
-    return origin, right * x + down * y + ahead
+    return origin, right * x + (down * y + ahead)  # one sum over all rays; its terms are small
 
 
-def _meet_disc(origin: Tensor, direction: Tensor, radius: Tensor) -> Tensor:
-    """Where rays meet the disc in the plane z = 0; inf if they miss it."""
-    t = -origin[:, :, 2] / direction[:, :, 2]
-    at = origin[:, :, :2] + t[:, :, None] * direction[:, :, :2]
-    return torch.where((at * at).sum(2) < radius**2, t, math.inf)
-
-
-def _meet_box(origin: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-    """Where rays enter and leave a box around the origin; enter > leave if they miss. Axis 3: coordinates."""
-    first, second = (-half - origin) / direction, (half - origin) / direction
+def _meet_box(origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays enter and leave the cube [-1, 1]³; enter > leave if they miss it. Axis 3: coordinates."""
+    first, second = (-1 - origin) / direction, (1 - origin) / direction
     return torch.minimum(first, second).amax(3), torch.maximum(first, second).amin(3)
 
 
@@ -123,33 +115,45 @@ def _meet_ellipsoid(origin: Tensor, direction: Tensor) -> Tensor:
 
 def shade(shapes: Shapes, texture: Texture, cameras: Cameras, depth: Tensor, surface: Tensor) -> Tensor:
     """Photos [B, V, 3, height, width] in [0, 1] of what `cast_rays` found, by texture, light and exposure."""
-    scenes, count = shapes.is_box.shape
-    index = surface + count * torch.arange(scenes, device=surface.device)[:, None, None, None]
-
-    def look_up(table: Tensor) -> Tensor:  # [B, N, ...] -> [B, V, height, width, ...]
-        return table.flatten(0, 1)[index]
-
+    count = shapes.centre.shape[1]
     seen = depth.isfinite()[..., None]
     slope = torch.stack(torch.broadcast_tensors(cameras.x, cameras.y, torch.ones_like(cameras.x)), -1)
     ray = rotate(cameras.rotation[:, :, None, None], slope)
     distance = torch.where(seen, depth[..., None], 1.0)
-    point = cameras.position[:, :, None, None] + distance * ray - look_up(shapes.centre)
-    to_world, half = look_up(shapes.rotation), look_up(shapes.half)
-    point = rotate(to_world.mT, point)
+    point = cameras.position[:, :, None, None] + distance * ray - _look_up(shapes.centre, surface)
+    to_unit = _look_up(shapes.to_unit, surface)
+    point = rotate(to_unit, point)
 
-    color = look_up(texture.base)
-    for k in range(texture.wave.shape[2]):
-        angle = rotate(look_up(texture.wave[:, :, k]), point) + look_up(texture.phase[:, :, k])
-        color = color + look_up(texture.amplitude[:, :, k]) * angle.sin()
+    reach, axis = point.abs().max(-1)
+    side = 2 * axis + (point.gather(-1, axis[..., None])[..., 0] > 0)
+    color = _paint(texture, point, surface + torch.where(surface == count - 1, side, 0))
 
-    relative = (point / half).abs()
-    face = (relative >= relative.amax(-1, keepdim=True)) * point.sign()
-    normal = torch.where(look_up(shapes.is_box)[..., None], face, point / half**2)
-    upward = torch.arange(3, device=point.device) == 2
-    normal = torch.where((surface == count - 2)[..., None], upward.to(point.dtype), normal)
-    normal = F.normalize(rotate(to_world, normal), dim=-1)
+    face = (point.abs() >= reach[..., None]) * point.sign()
+    normal = torch.where((surface < shapes.num_ellipsoids)[..., None], point, face)
+    normal = F.normalize(rotate(to_unit.mT, normal), dim=-1)  # the gradient of the surface's norm
     normal = torch.where((normal * ray).sum(-1, keepdim=True) > 0, -normal, normal)  # the room, from inside
     lit = (normal * texture.light[:, None, None, None]).sum(-1, keepdim=True).clamp(min=0)
     ambient = texture.ambient[:, None, None, None]
-    color = color * (ambient + (1 - ambient) * lit) * texture.gain[:, None, None, None]
-    return torch.where(seen, color.clamp(0, 1), BACKGROUND).movedim(-1, 2)
+    color = color * (ambient + (1 - ambient) * lit)
+    color = torch.where(seen, color, texture.background[:, None, None, None])
+    color = (color * texture.gain[:, :, None, None]).clamp(1e-4, 1) ** texture.gamma[:, None, None, None]
+    return color.movedim(-1, 2)
+
+
+def _paint(texture: Texture, point: Tensor, number: Tensor) -> Tensor:
+    """Colours [B, V, height, width, 3] of points [..., 3] in the frames of surfaces with these textures."""
+    pattern, bent = torch.zeros_like(point[..., 0]), torch.zeros_like(point[..., 0])
+    for k in range(texture.wave.shape[2]):
+        wave = _look_up(texture.wave[:, :, k], number)
+        angle = (wave[..., :3] * point).sum(-1) + wave[..., 3] + wave[..., 5] * bent
+        bent = angle.sin()
+        pattern = pattern + wave[..., 4] * bent
+    share = (0.5 + pattern).clamp(0, 1)[..., None]
+    return _look_up(texture.color, number) + share * _look_up(texture.change, number)
+
+
+def _look_up(table: Tensor, number: Tensor) -> Tensor:
+    """Rows of each scene's table: [B, N, ...] and [B, V, height, width] to [B, V, height, width, ...]."""
+    scenes, rows = table.shape[:2]
+    first = rows * torch.arange(scenes, device=table.device)[:, None, None, None]
+    return table.flatten(0, 1)[number + first]

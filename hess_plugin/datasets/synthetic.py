@@ -4,8 +4,8 @@ A scene is a vector of uniform random numbers: `draw_numbers` draws such vectors
 into photos and ground truth (a pure function of tensors, fit for `torch.compile`). `synthetic_scene` does
 both for one seed and draws on the CPU, so that every device shows the same scene.
 
-World: +z is up; a textured disc at z = 0 carries ellipsoids and boxes, and cameras orbit around it. Half of
-the scenes stand in a closed room whose floor is a little lower, the others before an empty grey background.
+`interior` says what stands in a scene. Cameras go along an arc around the z axis, from a sideways step to a
+full turn, and look at its middle, or past it, or straight ahead; photos differ in exposure.
 """
 
 from __future__ import annotations
@@ -18,25 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..geometry.cameras import quaternion_to_rotation
 from .base import Dataset
-from .raycast import Cameras, Shapes, Texture, cast_rays, rotate, shade
+from .interior import FIELDS, between, build_shapes, build_texture, unit_vector
+from .raycast import Cameras, Shapes, cast_rays, rotate, shade
 from .scene import Scene
 
 # Seeds of the dataset; training draws from 2^32 and above, examination and demo use others.
 FIRST_SEED, NUM_SCENES = 10_000, 10_000
-NUM_OBJECTS = 8
-_SURFACES = NUM_OBJECTS + 2  # and the disc and the room
-_FREQUENCIES = (3.0, 7.0, 14.0)  # of the texture's waves, radians per world unit
-_AMPLITUDES = (0.22, 0.16, 0.10)
 
-# How many numbers each property takes, per scene and per view. The order decides what a seed shows.
-_SCENE_FIELDS = {
-    **{"kind": NUM_OBJECTS, "place": NUM_OBJECTS * 3, "half": NUM_OBJECTS * 3, "turn": NUM_OBJECTS * 3},
-    **{"color": _SURFACES * 3, "wave": _SURFACES * 27, "phase": _SURFACES * 9, "amplitude": _SURFACES * 9},
-    **{"light": 3, "gain": 4, "disc": 1, "room": 6, "orbit": 5},
-}
-_VIEW_FIELDS = {"order": 1, "azimuth": 1, "radius": 1, "elevation": 1, "target": 3, "roll": 1}
+_SCENE_FIELDS = FIELDS | {"path": 8}
+_VIEW_FIELDS = {"order": 1, "azimuth": 1, "radius": 1, "elevation": 1, "target": 3, "roll": 1, "gain": 4}
 
 
 class SceneNumbers(NamedTuple):
@@ -119,87 +110,60 @@ def draw_numbers(num_scenes: int, num_views: int, generator: torch.Generator) ->
 def render_scenes(
     numbers: SceneNumbers,
     image_size: tuple[int, int],
-    orbit_span: Tensor | None = None,  # [B] radians, in place of the drawn 1 to 6 (for a curriculum)
+    orbit_span: Tensor | None = None,  # [B] radians, in place of the drawn 0.6 to 6 (for a curriculum)
 ) -> SceneBatch:
     """Photos, cameras and depth of the scenes that the numbers define."""
     of_scene, of_view = _split(numbers.scene, _SCENE_FIELDS), _split(numbers.view, _VIEW_FIELDS)
     shapes = _build_shapes(of_scene)
-    cameras, intrinsics = _place_cameras(of_scene["orbit"], of_view, image_size, orbit_span)
+    cameras, intrinsics = _place_cameras(of_scene["path"], of_view, image_size, orbit_span)
     depth, surface = cast_rays(shapes, cameras)
-    images = shade(shapes, _build_texture(of_scene), cameras, depth, surface)
+    images = shade(shapes, build_texture(of_scene, of_view["gain"], shapes), cameras, depth, surface)
     to_camera = cameras.rotation.mT
     extrinsics = torch.cat([to_camera, -rotate(to_camera, cameras.position)[..., None]], -1)
     return SceneBatch(images, extrinsics, intrinsics, torch.where(depth.isfinite(), depth, 0.0))
 
 
 def _build_shapes(of_scene: dict[str, Tensor]) -> Shapes:
-    kind, place, half, turn = (of_scene[name] for name in ("kind", "place", "half", "turn"))
-    half = _between(half.unflatten(1, (-1, 3)), 0.15, 0.5)
-    rotation = _random_rotation(turn.unflatten(1, (-1, 3)))
-    radius, angle, lift = place.unflatten(1, (-1, 3)).unbind(-1)
-    radius, angle = 1.2 * radius.sqrt(), 2 * math.pi * angle
-    reach = (rotation[..., 2, :] * half).norm(dim=-1)  # of an ellipsoid, above its centre
-    height = 0.9 * reach + 0.5 * lift**3  # most stand on the disc, some float
-    centre = torch.stack([radius * angle.cos(), radius * angle.sin(), height], -1)
-
-    has_room, long, wide, ceiling, floor, corner = of_scene["room"].unbind(-1)
-    ceiling, floor = _between(ceiling, 3.8, 5.5), -_between(floor, 0.02, 0.8)  # cameras stay below 3.5
-    none, corner = torch.zeros_like(corner), math.pi / 2 * corner  # half of a turn by up to π
-    room_half = torch.stack([_between(long, 4.6, 7.0), _between(wide, 4.6, 7.0), (ceiling - floor) / 2], -1)
-    room_centre = torch.stack([none, none, (ceiling + floor) / 2], -1)
-    room_turn = quaternion_to_rotation(torch.stack([none, none, corner.sin(), corner.cos()], -1))
-    disc_half = _between(of_scene["disc"], 1.6, 2.8).expand(-1, 3)
-    disc_turn = torch.eye(3, device=half.device).expand_as(room_turn)
-    return Shapes(
-        is_box=torch.cat([kind < 0.6, torch.ones_like(kind[:, :2]) > 0], 1),
-        centre=torch.cat([centre, torch.zeros_like(room_centre)[:, None], room_centre[:, None]], 1),
-        rotation=torch.cat([rotation, disc_turn[:, None], room_turn[:, None]], 1),
-        half=torch.cat([half, disc_half[:, None], room_half[:, None]], 1),
-        has_room=has_room < 0.5,
-    )
+    """A scene whose room clears all cameras of its path."""
+    ones = torch.ones_like(of_scene["size"])
+    radius, elevation = (quantity(of_scene["path"][:, :2], ones) for quantity in (_radius, _elevation))
+    return build_shapes(of_scene, radius, radius * elevation.sin())
 
 
-def _build_texture(of_scene: dict[str, Tensor]) -> Texture:
-    wave = of_scene["wave"].unflatten(1, (_SURFACES, 3, 3, 3))
-    phase, amplitude = (of_scene[name].unflatten(1, (_SURFACES, 3, 3)) for name in ("phase", "amplitude"))
-    around, height, stretch = wave.unbind(-1)
-    frequency, strength = (
-        torch.stack([torch.full((3,), value, device=wave.device) for value in values])
-        for values in (_FREQUENCIES, _AMPLITUDES)
-    )  # [3 waves, 3 colours]; filled on the device, since a copy from the host would stop a GPU's queue
-    light_around, light_height, ambient = of_scene["light"].unbind(-1)
-    exposure, balance = of_scene["gain"].split([1, 3], -1)
-    return Texture(
-        base=_between(of_scene["color"].unflatten(1, (-1, 3)), 0.25, 0.85),
-        wave=_unit_vector(around, 2 * height - 1) * (frequency * _between(stretch, 0.75, 1.3))[..., None],
-        phase=2 * math.pi * phase,
-        amplitude=strength * _between(amplitude, 0.5, 1.4),
-        light=_unit_vector(light_around, _between(light_height, 0.3, 0.95)),
-        ambient=_between(ambient, 0.35, 0.65)[:, None],
-        gain=_between(exposure, 0.7, 1.4) * _between(balance, 0.85, 1.15),
-    )
+def _radius(path: Tensor, own: Tensor) -> Tensor:
+    """Distances from the origin of cameras with these numbers of their own [B, V]."""
+    return between((path[:, :1] + own) / 2, 2.0, 4.4)
+
+
+def _elevation(path: Tensor, own: Tensor) -> Tensor:
+    """Angles above the stage, radians, likewise; low ones are the more frequent."""
+    return between((0.7 * path[:, 1:2] + 0.3 * own) ** 1.5, 0.1, 1.05)
 
 
 def _place_cameras(
-    of_orbit: Tensor, of_view: dict[str, Tensor], image_size: tuple[int, int], orbit_span: Tensor | None
+    path: Tensor, of_view: dict[str, Tensor], image_size: tuple[int, int], orbit_span: Tensor | None
 ) -> tuple[Cameras, Tensor]:
-    """Cameras on an arc that look inwards, and their intrinsics [B, V, 3, 3]."""
-    start, span, radius, elevation, fov = of_orbit[..., None].unbind(1)  # [B, 1] each
-    span = _between(span, 1.0, 6.0) if orbit_span is None else orbit_span[:, None]
+    """Cameras on an arc, and their intrinsics [B, V, 3, 3]."""
+    start, span, side, spread, tilt, fov = path[:, 2:, None].unbind(1)  # [B, 1] each
+    span = between(span, 0.6, 6.0) if orbit_span is None else orbit_span[:, None]
     order, jitter, own_radius, own_elevation, roll = (
         of_view[name].squeeze(-1) for name in ("order", "azimuth", "radius", "elevation", "roll")
     )  # [B, V] each
     place = order.argsort(1)
     azimuth = 2 * math.pi * start + span * (place + jitter) / order.shape[1]
-    radius = _between((radius + own_radius) / 2, 3.0, 4.2)
-    elevation = _between((elevation + own_elevation) / 2, 0.25, 0.95)
-    position = radius[..., None] * _unit_vector(azimuth / (2 * math.pi), elevation.sin())
-    aside, above = of_view["target"][..., :2], of_view["target"][..., 2:]
-    target = torch.cat([_between(aside, -0.4, 0.4), _between(above, 0.0, 0.6)], -1)
-    rotation = _look_along(target - position, 0.1 * roll - 0.05)
+    outward = unit_vector(azimuth / (2 * math.pi), _elevation(path, own_elevation).sin())
+    position = _radius(path, own_radius)[..., None] * outward
+
+    middle = unit_vector(start + span / (4 * math.pi), torch.zeros_like(start))[..., :2]
+    aside, above = (2 * of_view["target"] - 1).split([2, 1], -1)
+    # On a short arc, some scenes' cameras look straight ahead rather than at one point.
+    along = (side * (1 - span / 3).clamp(min=0))[..., None]
+    aside = between(spread**2, 0.1, 1.2)[..., None] * aside + along * (position[..., :2] - 3.2 * middle)
+    target = torch.cat([aside, between(tilt, -0.5, 0.6)[..., None] + 0.4 * above], -1)
+    rotation = _look_along(target - position, 0.4 * (2 * roll - 1) ** 3)
 
     height, width = image_size
-    focal = (width / 2) / torch.tan(_between(fov, 0.75, 1.1) / 2)  # [B, 1]
+    focal = (width / 2) / torch.tan(between(fov, 0.6, 1.3) / 2)  # [B, 1]
     columns, rows = (torch.arange(n, device=focal.device) - (n - 1) / 2 for n in (width, height))
     x, y = columns / focal[..., None, None], rows[:, None] / focal[..., None, None]
     none, one = torch.zeros_like(focal), torch.ones_like(focal)
@@ -216,24 +180,6 @@ def _look_along(direction: Tensor, roll: Tensor) -> Tensor:
     down = torch.linalg.cross(ahead, right)
     cos, sin = roll.cos()[..., None], roll.sin()[..., None]
     return torch.stack([cos * right + sin * down, cos * down - sin * right, ahead], -1)
-
-
-def _random_rotation(numbers: Tensor) -> Tensor:
-    """Uniform rotations [..., 3, 3] of uniform numbers [..., 3] (Shoemake's quaternions)."""
-    size, first, second = numbers[..., 0], 2 * math.pi * numbers[..., 1], 2 * math.pi * numbers[..., 2]
-    small, large = (1 - size).sqrt(), size.sqrt()
-    parts = [small * first.sin(), small * first.cos(), large * second.sin(), large * second.cos()]
-    return quaternion_to_rotation(torch.stack(parts, -1))
-
-
-def _unit_vector(turns: Tensor, height: Tensor) -> Tensor:
-    """Unit vectors [..., 3] at an azimuth in turns and a z coordinate."""
-    flat, angle = (1 - height * height).sqrt(), 2 * math.pi * turns
-    return torch.stack([flat * angle.cos(), flat * angle.sin(), height], -1)
-
-
-def _between(numbers: Tensor, low: float, high: float) -> Tensor:
-    return low + (high - low) * numbers
 
 
 def _split(numbers: Tensor, fields: dict[str, int]) -> dict[str, Tensor]:

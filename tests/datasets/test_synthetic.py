@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hess_plugin.datasets import Dataset, open_dataset
-from hess_plugin.datasets.raycast import Cameras, Shapes, cast_rays
+from hess_plugin.datasets.interior import OBJECTS
+from hess_plugin.datasets.raycast import ROOM_SIDES, Cameras, Shapes, Texture, cast_rays, rotate, shade
 from hess_plugin.datasets.synthetic import (
     _SCENE_FIELDS,
     _build_shapes,
@@ -23,13 +24,10 @@ from hess_plugin.geometry.cameras import camera_centers, unproject_depth
 
 
 def one_object(is_box: bool, half: tuple[float, float, float], has_room: bool = False) -> Shapes:
-    """An object at the origin, a disc of radius 5 in the plane z = -8, a room of half extents 20."""
-    halves = torch.tensor([half, (5.0, 5.0, 5.0), (20.0, 20.0, 20.0)])
-    centres = torch.tensor([[0.0, 0, 0], [0, 0, -8], [0, 0, 0]])
-    rotation = torch.eye(3).expand(1, 3, 3, 3)
-    return Shapes(
-        torch.tensor([[is_box, True, True]]), centres[None], rotation, halves[None], torch.tensor([has_room])
-    )
+    """An object at the origin, and a room of half extents 20."""
+    halves = torch.tensor([half, (20.0, 20.0, 20.0)])
+    to_unit = torch.diag_embed(1 / halves)[None]
+    return Shapes(torch.zeros(1, 2, 3), to_unit, 0 if is_box else 1, torch.tensor([has_room]))
 
 
 def look(position: tuple[float, float, float], slope: tuple[float, float], axes: Tensor) -> Cameras:
@@ -66,17 +64,66 @@ class TestRays:
         shapes = one_object(True, (1, 1, 1))
         angle = torch.tensor(math.pi / 4)
         turn = torch.tensor([[angle.cos(), 0, angle.sin()], [0, 1, 0], [-angle.sin(), 0, angle.cos()]])
-        rotation = torch.stack([turn, torch.eye(3), torch.eye(3)])[None]
-        found, _ = cast_rays(shapes._replace(rotation=rotation), look((0, 0, -6), (0, 0), ALONG_Z))
+        to_unit = torch.stack([turn, torch.eye(3)])[None]
+        found, _ = cast_rays(shapes._replace(to_unit=to_unit), look((0, 0, -6), (0, 0), ALONG_Z))
         assert found.item() == pytest.approx(6 - math.sqrt(2), rel=1e-6)  # its edge is nearest
 
-    def test_disc_and_room(self) -> None:
+    def test_room(self) -> None:
         in_room = one_object(False, (1, 1, 1), has_room=True)
-        for position, surface, depth in (((4, 0, 2), 1, 10), ((6, 0, 2), 2, 22), ((0, 0, 2), 0, 1)):
+        for position, surface, depth in (((6, 0, 2), 1, 22), ((0, 0, 2), 0, 1), ((0, 0, -2), 1, 18)):
             found, number = cast_rays(in_room, look(position, (0, 0), DOWN))
             assert (number.item(), found.item()) == (surface, pytest.approx(depth, rel=1e-6))
         outside = one_object(False, (1, 1, 1), has_room=False)
         assert cast_rays(outside, look((6, 0, 2), (0, 0), DOWN))[0].isinf().all()
+
+
+def plain_texture(num_surfaces: int, wave: Tensor | None = None) -> Texture:
+    """Texture k is grey (k + 1) / 20, and 0.5 brighter where the pattern is 1; light from everywhere."""
+    paints = num_surfaces - 1 + ROOM_SIDES
+    color = ((torch.arange(paints) + 1) / 20)[None, :, None].expand(-1, -1, 3)
+    wave = torch.zeros(1, paints, 1, 6) if wave is None else wave.expand(1, paints, -1, -1)
+    one = torch.ones(1, 1)
+    above, behind = torch.tensor([[0.0, 0, 1]]), torch.tensor([[0.1, 0.2, 0.3]])
+    return Texture(color, torch.full((1, paints, 3), 0.5), wave, above, one, behind, torch.ones(1, 1, 3), one)
+
+
+class TestShading:
+    def test_room_sides_differ(self) -> None:
+        """Looking along +z, -z, +x: sides 5, 4, 1 of the room, whose textures start at 1."""
+        shapes = one_object(False, (1, 1, 1), has_room=True)
+        along_x = torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])
+        for axes, side in ((ALONG_Z, 5), (DOWN, 4), (along_x, 1)):
+            cameras = look((3, 3, 3), (0, 0), axes)
+            image = shade(shapes, plain_texture(2), cameras, *cast_rays(shapes, cameras))
+            # The texture of side s is number 1 + s; the empty pattern mixes both colours half and half.
+            assert image.flatten().tolist() == pytest.approx([(side + 2) / 20 + 0.25] * 3)
+
+    def test_waves(self) -> None:
+        """Pattern 0.5 + 0.2 sin(a) + 0.1 sin(b), a = π/6 x + π/3, b = 2 sin(a), at x = 1 on a unit cube."""
+        first = [math.pi / 6, 0, 0, math.pi / 3, 0.2, 0]
+        second = [0, 0, 0, 0, 0.1, 2]
+        along_x = torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])
+        shapes, cameras = one_object(True, (1, 1, 1)), look((-5, 0, 0), (0, 0), along_x)
+        near = shade(
+            shapes, plain_texture(2, torch.tensor([first, second])), cameras, *cast_rays(shapes, cameras)
+        )
+        a = -math.pi / 6 + math.pi / 3  # the camera sees the side x = -1
+        pattern = 0.5 + 0.2 * math.sin(a) + 0.1 * math.sin(2 * math.sin(a))
+        assert near.flatten().tolist() == pytest.approx([0.05 + 0.5 * pattern] * 3, rel=1e-5)
+
+    def test_light_gain_gamma_and_background(self) -> None:
+        """A sphere's pole under light from above: full light; seen from the side: ambient light alone."""
+        shapes = one_object(False, (1, 1, 1))
+        texture = plain_texture(2)._replace(ambient=torch.full((1, 1), 0.4), gamma=torch.full((1, 1), 2.0))
+        texture = texture._replace(gain=torch.tensor([[[1.0, 0.5, 2.0]]]))
+        along_x = torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])
+        for position, axes, light in (((0, 0, 5), DOWN, 1.0), ((-5, 0, 0), along_x, 0.4)):
+            cameras = look(position, (0, 0), axes)
+            image = shade(shapes, texture, cameras, *cast_rays(shapes, cameras)).flatten().tolist()
+            assert image == pytest.approx([(0.3 * light * gain) ** 2 for gain in (1, 0.5, 2)], rel=1e-4)
+        cameras = look((5, 0, 5), (0, 0), DOWN)
+        image = shade(shapes, texture, cameras, *cast_rays(shapes, cameras)).flatten().tolist()
+        assert image == pytest.approx([0.1**2, 0.1**2, 0.6**2])
 
 
 class TestScene:
@@ -104,12 +151,29 @@ class TestScene:
         assert ((ratio - 1).abs() < 1e-4).float().mean() > 0.7
 
     def test_cameras_orbit(self) -> None:
-        centres = camera_centers(synthetic_scene(5, 12, image_size=2).extrinsics)
-        distance = centres.norm(dim=-1)
-        assert (distance > 2.99).all()
-        assert (distance < 4.21).all()
-        assert (centres[:, 2] / distance > math.sin(0.24)).all()
-        assert (centres[:, 2] / distance < math.sin(0.96)).all()
+        for seed in range(5):
+            centres = camera_centers(synthetic_scene(seed, 12, image_size=2).extrinsics)
+            distance = centres.norm(dim=-1)
+            assert (distance > 1.99).all()
+            assert (distance < 4.41).all()
+            assert (centres[:, 2] / distance > math.sin(0.09)).all()
+            assert (centres[:, 2] / distance < math.sin(1.06)).all()
+
+    def test_room_clears_cameras(self) -> None:
+        numbers = draw_numbers(64, 24, torch.Generator().manual_seed(2))
+        batch = render_scenes(numbers, (2, 2))
+        shapes = _build_shapes(_split(numbers.scene, _SCENE_FIELDS))
+        away = camera_centers(batch.extrinsics) - shapes.centre[:, None, -1]
+        in_unit = rotate(shapes.to_unit[:, None, -1], away)
+        assert in_unit.abs().max() < 1
+        assert in_unit.abs().max() > 0.5  # and it is not simply huge
+
+    def test_objects_do_not_sink_through_the_floor(self) -> None:
+        numbers = draw_numbers(64, 1, torch.Generator().manual_seed(2))
+        shapes = _build_shapes(_split(numbers.scene, _SCENE_FIELDS))
+        centre, floor = shapes.centre[..., 2], shapes.centre[:, -1, 2] - 1 / shapes.to_unit[:, -1, 2, 2]
+        assert (centre[:, :-1] > floor[:, None] - 0.1).all()
+        assert (centre[:, 1 : 1 + OBJECTS] > 0).all()  # they lie on the stage
 
     def test_a_larger_image_shows_the_same(self) -> None:
         """By an odd factor, here 3, every pixel's centre is a centre in the larger image too."""
@@ -141,16 +205,15 @@ class TestScene:
         known = batch.depth > 0
         assert batch.depth[known].min() > 0.05
         closed = known.flatten(1).all(1)
-        assert 2 <= closed.sum() <= 10  # half of the scenes stand in a room
-        assert (batch.images.movedim(2, -1)[~known] == 0.5).all()  # the others before grey
+        assert 6 <= closed.sum() < 12  # most of the scenes stand in a room
         rotation = batch.extrinsics[..., :3]
         torch.testing.assert_close(
             rotation @ rotation.mT, torch.eye(3).expand_as(rotation), rtol=0, atol=1e-5
         )
         assert (torch.linalg.det(rotation) > 0).all()
         fov = 2 * torch.atan(16 / batch.intrinsics[..., 0, 0])
-        assert fov.min() >= 0.75
-        assert fov.max() <= 1.1
+        assert fov.min() >= 0.6
+        assert fov.max() <= 1.3
         assert (batch.intrinsics[..., :2, 2] == torch.tensor([15.5, 11.5])).all()
 
     def test_cameras_see_the_scene_upright(self) -> None:

@@ -14,7 +14,7 @@ from hess_plugin.evaluation.predict import Prediction
 from hess_plugin.geometry.similarity import Similarity
 from hess_plugin.plots.point_cloud import move_cameras
 
-SCENE = synthetic_scene(5, 5, image_size=24)
+SCENE = synthetic_scene(9, 5, image_size=24)
 
 
 def perfect(similarity: Similarity | None = None) -> Prediction:
