@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hess_plugin.datasets import Scene, load_scene, synthetic_scene
@@ -83,12 +84,15 @@ class Batch(NamedTuple):
 def make_batch(
     numbers: SceneNumbers, image_size: tuple[int, int], orbit_span: Tensor, generator: torch.Generator
 ) -> Batch:
-    """Render scenes, with their truth as `normalise` puts it and photos with a sensor's noise."""
+    """Render scenes, with their truth as `normalise` puts it and photos with a sensor's blur and noise."""
     batch = normalise(render_scenes(numbers, image_size, orbit_span))
     images = batch.images
-    strength = 0.05 * torch.rand(len(images), 1, 1, 1, 1, generator=generator, device=images.device) ** 2
+    chance = torch.rand(2, len(images), 1, 1, 1, 1, generator=generator, device=images.device)
+    # Rays have no width: edges of procedural photos are sharper than those of scaled real ones.
+    soft = F.avg_pool2d(images.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False)
+    images = images.lerp(soft.view_as(images), 0.8 * chance[0])
     noise = torch.randn(images.shape, generator=generator, device=images.device)
-    return batch._replace(images=(images + strength * noise).clamp(0, 1))
+    return batch._replace(images=(images + 0.05 * chance[1] ** 2 * noise).clamp(0, 1))
 
 
 def normalise(scenes: SceneBatch) -> Batch:

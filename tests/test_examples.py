@@ -153,15 +153,18 @@ class TestRecipe:
         assert loss.item() == pytest.approx((1 + 6 - 0.2 * math.log(2) + 0.2 * math.log(9)) / 2)
         assert plain.item() == 2
 
-    def test_noise(self, examples) -> None:
+    def test_blur_and_noise(self, examples) -> None:
         recipe, generator = examples["tiny_vggt_recipe"], torch.Generator().manual_seed(0)
         numbers, span = draw_numbers(6, 2, generator), torch.full((6,), 2.0)
         clean = render_scenes(numbers, (12, 16), span).images
-        noisy = recipe.make_batch(numbers, (12, 16), span, generator).images
-        spread = (noisy - clean).square().mean((1, 2, 3, 4)).sqrt()
+        taken = recipe.make_batch(numbers, (12, 16), span, generator).images
+        assert taken.min() >= 0
+        assert taken.max() <= 1
+        spread = (taken - clean).square().mean((1, 2, 3, 4)).sqrt()
         assert (spread > 0).all()
-        assert (spread < 0.055).all()
         assert spread.max() > 2 * spread.min()  # some scenes have more than others
+        # Blur and noise leave the brightness of a scene as it is.
+        assert ((taken - clean).mean((1, 2, 3, 4)).abs() < 0.02).all()
 
 
 class TestMuon:

@@ -17,16 +17,17 @@ from torch import Tensor
 from ..geometry.cameras import quaternion_to_rotation
 from .raycast import ROOM_SIDES, Shapes, Texture
 
-OBJECTS, SEATS, PANELS = 8, 2, 4  # half of the objects are ellipsoids, the rest boxes
-_ELLIPSOIDS = 1 + OBJECTS // 2  # with the disc
-_BOXES = OBJECTS // 2 + 3 + SEATS + PANELS + 1  # with a table, its two legs, and the room
+OBJECTS, SEATS, PANELS = 12, 4, 4
+_SEAT_PARTS = 4  # the seat itself, its back, two legs
+_ELLIPSOIDS = 1 + OBJECTS // 3  # with the disc; the other objects are boxes
+_BOXES = OBJECTS - OBJECTS // 3 + 3 + SEATS * _SEAT_PARTS + PANELS + 1  # with a table, its two legs, the room
 _PAINTS = _ELLIPSOIDS + _BOXES - 1 + ROOM_SIDES
 _WAVES = 5
 
 # How many numbers each property takes per scene. The order decides what a seed shows.
 FIELDS = {
     **{"stage": 5, "room": 6, "size": 1, "place": OBJECTS * 3, "half": OBJECTS * 3, "turn": OBJECTS * 4},
-    **{"seats": SEATS * 5, "panels": PANELS * 6},
+    **{"seats": SEATS * 7, "panels": PANELS * 6},
     **{"color": _PAINTS * 6, "pattern": _PAINTS * 8, "waves": _PAINTS * _WAVES * 6},
     **{"light": 3, "background": 3, "saturation": 1, "gain": 5},
 }
@@ -66,9 +67,11 @@ def build_shapes(drawn: dict[str, Tensor], reach: Tensor, top: Tensor) -> Shapes
     return Shapes(centre, turns.mT / half[..., None], _ELLIPSOIDS, drawn["room"][:, 0] < 0.75)
 
 
-def _blocks(*parts: Tensor) -> Tensor:
-    """Blocks [B, n, 6] of coordinates of centres and half extents, each [B, 1] or [B, n]."""
-    return torch.stack(torch.broadcast_tensors(*parts), -1)
+def _blocks(*parts: Tensor | float) -> Tensor:
+    """Blocks [B, n, 6] of coordinates of centres and half extents: numbers, [B, 1] or [B, n]."""
+    like = next(part for part in parts if isinstance(part, Tensor))
+    tensors = [part if isinstance(part, Tensor) else torch.full_like(like[:, :1], part) for part in parts]
+    return torch.stack(torch.broadcast_tensors(*tensors), -1)
 
 
 def _place_objects(drawn: dict[str, Tensor], extent: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +79,7 @@ def _place_objects(drawn: dict[str, Tensor], extent: Tensor) -> tuple[Tensor, Te
     half, place = (drawn[name].unflatten(1, (OBJECTS, 3)) for name in ("half", "place"))
     turn, upright = drawn["turn"].unflatten(1, (OBJECTS, 4)).split([3, 1], -1)
     size = between(drawn["size"], 0.3, 1.0) * extent.mean(1, keepdim=True).clamp(max=1.6)
-    half = between(half, 0.1, 0.4) * size[..., None]
+    half = between(half**2, 0.06, 0.4) * size[..., None]
     yaw = math.pi / 2 * (2 * turn[..., :1] - 1) ** 3  # half of a turn by up to π, mostly little
     zeros = torch.zeros_like(yaw)
     standing = quaternion_to_rotation(torch.cat([zeros, zeros, yaw.sin(), yaw.cos()], -1))
@@ -88,10 +91,22 @@ def _place_objects(drawn: dict[str, Tensor], extent: Tensor) -> tuple[Tensor, Te
 
 
 def _place_seats(numbers: Tensor, extent: Tensor, floor: Tensor) -> Tensor:
-    angle, gap, long, wide, high = numbers.unflatten(1, (SEATS, 5)).unbind(-1)
-    x, y = ((extent[:, :, None] + between(gap, 0.1, 0.6)[:, None]) * _circle(angle)).unbind(1)
-    long, wide, high = between(long, 0.15, 0.4), between(wide, 0.15, 0.4), between(high, 0.1, 0.6)
-    return _blocks(x, y, floor + high, long, wide, high)
+    """Blocks around the stage: chairs with backs away from it, and stools that are solid to the floor."""
+    angle, gap, long, wide, high, back, solid = numbers.unflatten(1, (SEATS, 7)).unbind(-1)
+    away = _circle(angle)
+    x, y = ((extent[:, :, None] + between(gap, 0.0, 0.6)[:, None]) * away).unbind(1)
+    long, wide, high = between(long, 0.15, 0.35), between(wide, 0.15, 0.35), between(high, 0.15, 0.6)
+    thick = torch.where(solid < 0.3, high / 2, 0.03)
+    side_x, side_y = away.sign().unbind(1)
+    on_x, rise = away[:, 0].abs() > away[:, 1].abs(), 0.6 * high * back
+    at_x, at_y = torch.where(on_x, side_x * long, 0.0), torch.where(on_x, 0.0, side_y * wide)
+    half_x, half_y = torch.where(on_x, 0.02, long), torch.where(on_x, wide, 0.02)
+    parts = [
+        _blocks(x, y, floor + high - thick, long, wide, thick),
+        _blocks(x + at_x, y + at_y, floor + high + rise, half_x, half_y, rise.clamp(min=1e-3)),
+        *(_blocks(x + s * long, y + s * wide, floor + high / 2, 0.02, 0.02, high / 2) for s in (-0.9, 0.9)),
+    ]
+    return torch.cat(parts, 1)
 
 
 def _place_room(numbers: Tensor, reach: Tensor, top: Tensor, floor: Tensor) -> Tensor:
@@ -125,7 +140,7 @@ def build_texture(drawn: dict[str, Tensor], gain_of_views: Tensor, shapes: Shape
     pattern = drawn["pattern"].unflatten(1, (-1, 8))
     bright, other, saturation, mixed, contrast, sharpness, fineness, grain = pattern.unbind(-1)
     saturation = (0.9 * saturation * drawn["saturation"] ** 0.5)[..., None]
-    bright = between(bright, 0.08, 0.9)
+    bright = between(bright, 0.03, 1.0)
     other = torch.lerp(bright, between(other, 0.03, 1.0), contrast**0.5)  # some much alike
     tint = first, torch.lerp(first, second, (mixed * contrast)[..., None])
     color, end = (
