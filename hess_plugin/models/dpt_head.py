@@ -167,10 +167,38 @@ def inverse_log(x: Tensor) -> Tensor:
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resizing [N, K, ., .] to [N, K, *size] with the corner pixels' centres kept in the corners."""
     parts = x.shape[0] * x.shape[1] * size[0] * size[1] // MAX_RESIZE_ELEMENTS + 1
-    size = tuple(size)
-    return torch.cat(
-        [F.interpolate(part, size, mode="bilinear", align_corners=True) for part in x.chunk(parts)]
-    )
+    # PyTorch's own deterministic gradient sorts one index per element.
+    reproducible = x.is_cuda and x.requires_grad and torch.are_deterministic_algorithms_enabled()
+    interpolate = ReproducibleResize.apply if reproducible else _interpolate
+    return torch.cat([interpolate(part, tuple(size)) for part in x.chunk(parts)])
+
+
+def _interpolate(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+class ReproducibleResize(torch.autograd.Function):
+    """`_interpolate` with a gradient of two matrix products, which add up in the same order every time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: tuple[int, ...]) -> Tensor:
+        ctx.source_size = x.shape[-2:]
+        return _interpolate(x, size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        rows, cols = (
+            interpolation_weights(source, target, grad.device).to(grad.dtype)
+            for source, target in zip(ctx.source_size, grad.shape[-2:], strict=True)
+        )
+        return rows.mT @ (grad @ cols), None
+
+
+def interpolation_weights(source: int, target: int, device: torch.device) -> Tensor:
+    """Share of each source pixel in each target pixel of a resized line, [target, source] float64."""
+    at = torch.linspace(0, source - 1, target, dtype=torch.float64, device=device)
+    pixels = torch.arange(source, dtype=torch.float64, device=device)
+    return (1 - (at[:, None] - pixels).abs()).clamp(min=0)
 
 
 def position_map(channels: int, size: Sequence[int], aspect: float, device: torch.device) -> Tensor:

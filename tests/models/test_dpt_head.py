@@ -12,6 +12,7 @@ from hess_plugin.models.dpt_head import (
     DptFeatures,
     DptHead,
     FeatureFusion,
+    ReproducibleResize,
     ResidualConvUnit,
     in_chunks,
     inverse_log,
@@ -111,3 +112,14 @@ def test_half_precision_weights_give_float32_maps():
     prediction, confidence = head().bfloat16()(tokens, (2, 3), (16, 24))
     assert prediction.dtype == confidence.dtype == torch.float32
     assert prediction.isfinite().all()
+
+
+@pytest.mark.parametrize(("source", "target"), [((3, 5), (7, 11)), ((6, 4), (3, 1)), ((1, 2), (4, 8))])
+def test_reproducible_gradient_of_resize(source, target):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *source, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(2, 3, *target, dtype=torch.float64, generator=generator)
+    expected, found = resize(x, target), ReproducibleResize.apply(x, target)
+    assert torch.equal(found, expected)
+    gradients = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (found, expected))
+    torch.testing.assert_close(*gradients)
