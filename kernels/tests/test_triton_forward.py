@@ -33,6 +33,13 @@ TILES = [
     Tile(4, 2, pairs=True),
     Tile(4, 2, running_max="lazy"),
     Tile(4, 2, running_max="frozen"),
+    *(
+        pytest.param(
+            Tile(4, 2, running_max=mode, polynomial=count),
+            marks=pytest.mark.skipif(not CUDA, reason="the interpreter has no assembler"),
+        )
+        for mode, count in (("online", 2), ("frozen", 4), ("lazy", 8))
+    ),
 ]
 
 

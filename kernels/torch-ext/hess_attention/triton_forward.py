@@ -8,6 +8,7 @@ is computed, `tuning.py` which variant runs where.
 from __future__ import annotations
 
 import math
+import struct
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,44 @@ from .triton_blocks import PRECISION, block_scores, block_source, heads_by_budge
 
 if TYPE_CHECKING:
     from .tuning import Tile
+
+
+# 2^x for |x| <= 1/2 as a polynomial, constant first; the relative error is at most 2.6e-6.
+_POLYNOMIAL = (0.99999926, 0.69312181, 0.24024745, 0.05591786, 0.0095701)
+
+
+def _mixed_exp2(count: int) -> str:
+    """PTX of `count` times 2^x in float32, the last of them without the special-function unit.
+
+    For a tile of 64 columns that unit needs as long as the matrix unit, and those that add and multiply have time
+    to spare (FlashAttention-4 does the same). With n = round(x), 2^x is the polynomial at x - n, with n added to
+    its exponent: adding 1.5 * 2^23 rounds, and leaves n in the low bits. x is clamped to normal results.
+    """
+    fast = "".join(f"ex2.approx.ftz.f32 ${i}, ${i + count};\n" for i in range(count - 1))
+    first, *rest = reversed(_POLYNOMIAL)
+    horner = "".join(f"fma.rn.f32 p, p, f, {_ptx_float(c)};\n" for c in rest)
+    return f"""{{
+.reg .f32 x, t, f, p;
+.reg .b32 n, y;
+{fast}max.f32 x, ${2 * count - 1}, {_ptx_float(-126)};
+min.f32 x, x, {_ptx_float(126)};
+add.rn.f32 t, x, {_ptx_float(1.5 * 2**23)};
+sub.rn.f32 f, t, {_ptx_float(1.5 * 2**23)};
+sub.rn.f32 f, x, f;
+mov.f32 p, {_ptx_float(first)};
+{horner}mov.b32 n, t;
+shl.b32 n, n, 23;
+mov.b32 y, p;
+add.s32 y, y, n;
+mov.b32 ${count - 1}, y;
+}}"""
+
+
+def _ptx_float(value: float) -> str:
+    return f"0f{struct.pack('>f', value).hex().upper()}"
+
+
+_EXP2_OF_2, _EXP2_OF_4, _EXP2_OF_8 = (tl.constexpr(_mixed_exp2(count)) for count in (2, 4, 8))
 
 # What a row's scores are subtracted from, see `_bound`.
 ONLINE, LAZY, FROZEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -74,6 +113,7 @@ def forward(
             TMA=tile.tma,
             PAIRS=tile.pairs,
             MODE=RUNNING_MAX[mode],
+            POLYNOMIAL=tile.polynomial if q.is_cuda else 0,  # the interpreter has no assembler
             REDO=mode != tile.running_max,
             **tile.launch_options(),
         )
@@ -111,15 +151,32 @@ def _rescale(acc, total, peak, bound, MODE: tl.constexpr):
 
 
 @triton.jit
+def _exp2(x, POLYNOMIAL: tl.constexpr):
+    """2^x; if POLYNOMIAL, one of so many on the units that add and multiply, see `_mixed_exp2`."""
+    if POLYNOMIAL == 2:
+        y = tl.inline_asm_elementwise(_EXP2_OF_2, "=f,=f,f,f", [x], tl.float32, True, 2)
+    elif POLYNOMIAL == 4:
+        y = tl.inline_asm_elementwise(_EXP2_OF_4, "=f,=f,=f,=f,f,f,f,f", [x], tl.float32, True, 4)
+    elif POLYNOMIAL == 8:
+        y = tl.inline_asm_elementwise(
+            _EXP2_OF_8, "=f,=f,=f,=f,=f,=f,=f,=f,f,f,f,f,f,f,f,f", [x], tl.float32, True, 8
+        )
+    else:
+        y = tl.exp2(x)
+    return y
+
+
+@triton.jit
 def _attend(
     q, k_source, v_source, head, start, tokens, acc, total, peak, scale,
     DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, MODE: tl.constexpr,
+    POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
     """One block: acc is the sum of p v and total that of p, where p = 2^(score * scale - peak)."""
     k = load_block(k_source, head, start, tokens, DIM, BLOCK, TMA, WHOLE)
     scores = block_scores(q, k, start, tokens, BLOCK, WHOLE)
     bound = _bound(peak, tl.max(scores, 1) * scale, MODE)
-    p = tl.exp2(scores * scale - bound[:, None])
+    p = _exp2(scores * scale - bound[:, None], POLYNOMIAL)
     acc, total = _rescale(acc, total, peak, bound, MODE)
     total += tl.sum(p, 1)
     # Load the values only now: together with the keys, the compiler waits for both and runs out of registers.
@@ -130,7 +187,7 @@ def _attend(
 @triton.jit
 def _attend_pair(
     q, k_source, v_source, head, start0, start1, tokens, acc, total, peak, scale,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, MODE: tl.constexpr,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, MODE: tl.constexpr, POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
     """Two whole blocks under one maximum."""
     k0 = load_block(k_source, head, start0, tokens, DIM, BLOCK, TMA, True)
@@ -138,8 +195,8 @@ def _attend_pair(
     k1 = load_block(k_source, head, start1, tokens, DIM, BLOCK, TMA, True)
     scores1 = block_scores(q, k1, start1, tokens, BLOCK, True)
     bound = _bound(peak, tl.max(tl.maximum(scores0, scores1), 1) * scale, MODE)
-    p0 = tl.exp2(scores0 * scale - bound[:, None])
-    p1 = tl.exp2(scores1 * scale - bound[:, None])
+    p0 = _exp2(scores0 * scale - bound[:, None], POLYNOMIAL)
+    p1 = _exp2(scores1 * scale - bound[:, None], POLYNOMIAL)
     acc, total = _rescale(acc, total, peak, bound, MODE)
     total += tl.sum(p0 + p1, 1)
     v0 = load_block(v_source, head, start0, tokens, DIM, BLOCK, TMA, True)
@@ -161,12 +218,12 @@ def _attend_ends(
     for start in tl.range(0, num_special, BLOCK_N, num_stages=1):
         acc, total, peak = _attend(
             q, special_k_source, special_v_source, head, start, num_special, acc, total, peak, scale,
-            DIM, BLOCK_N, TMA, False, MODE,
+            DIM, BLOCK_N, TMA, False, MODE, 0,
         )  # fmt: skip
     if has_partial:
         acc, total, peak = _attend(
             q, k_source, v_source, head, tokens // BLOCK_N * BLOCK_N, tokens, acc, total, peak, scale,
-            DIM, BLOCK_N, TMA, False, MODE,
+            DIM, BLOCK_N, TMA, False, MODE, 0,
         )  # fmt: skip
     return acc, total, peak
 
@@ -175,6 +232,7 @@ def _attend_ends(
 def _attend_listed(
     q, k_source, v_source, head, tokens, blocks, count, acc, total, peak, scale,
     DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, PAIRS: tl.constexpr, MODE: tl.constexpr,
+    POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
     """The hot loop: the first `count` blocks of the list, all whole."""
     begin = 0
@@ -184,12 +242,12 @@ def _attend_listed(
             start0, start1 = tl.load(blocks + i) * BLOCK, tl.load(blocks + i + 1) * BLOCK
             acc, total, peak = _attend_pair(
                 q, k_source, v_source, head, start0, start1, tokens, acc, total, peak, scale,
-                DIM, BLOCK, TMA, MODE,
+                DIM, BLOCK, TMA, MODE, POLYNOMIAL,
             )  # fmt: skip
     for i in tl.range(begin, count):
         acc, total, peak = _attend(
             q, k_source, v_source, head, tl.load(blocks + i) * BLOCK, tokens, acc, total, peak, scale,
-            DIM, BLOCK, TMA, True, MODE,
+            DIM, BLOCK, TMA, True, MODE, POLYNOMIAL,
         )  # fmt: skip
     return acc, total, peak
 
@@ -199,7 +257,7 @@ def _forward_kernel(
     q_ptr, k_source, v_source, special_k_source, special_v_source, out_ptr, lse_ptr,
     head_order, kv_num_blocks, kv_indices, width, tokens, num_special, scale,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, TMA: tl.constexpr,
-    PAIRS: tl.constexpr, MODE: tl.constexpr, REDO: tl.constexpr,
+    PAIRS: tl.constexpr, MODE: tl.constexpr, POLYNOMIAL: tl.constexpr, REDO: tl.constexpr,
 ):  # fmt: skip
     """One row, or part of it; programs of one head follow each other, so its keys stay in the L2 cache."""
     start = tl.program_id(0) * BLOCK_M
@@ -224,7 +282,7 @@ def _forward_kernel(
     )  # fmt: skip
     acc, total, peak = _attend_listed(
         q, k_source, v_source, head, tokens, blocks, count - has_partial.to(tl.int32), acc, total, peak,
-        scale, DIM, BLOCK_N, TMA, PAIRS, MODE,
+        scale, DIM, BLOCK_N, TMA, PAIRS, MODE, POLYNOMIAL,
     )  # fmt: skip
 
     out = acc / total[:, None]
