@@ -8,7 +8,6 @@ is computed, `tuning.py` which variant runs where.
 from __future__ import annotations
 
 import math
-import struct
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,47 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_blocks import PRECISION, block_scores, block_source, heads_by_budget, load_block
+from .triton_exp2 import mixed_exp2
 
 if TYPE_CHECKING:
     from .tuning import Tile
-
-
-# 2^x for |x| <= 1/2 as a polynomial, constant first; the relative error is at most 2.6e-6.
-_POLYNOMIAL = (0.99999926, 0.69312181, 0.24024745, 0.05591786, 0.0095701)
-
-
-def _mixed_exp2(count: int) -> str:
-    """PTX of `count` times 2^x in float32, the last of them without the special-function unit.
-
-    For a tile of 64 columns that unit needs as long as the matrix unit, and those that add and multiply have time
-    to spare (FlashAttention-4 does the same). With n = round(x), 2^x is the polynomial at x - n, with n added to
-    its exponent: adding 1.5 * 2^23 rounds, and leaves n in the low bits. x is clamped to normal results.
-    """
-    fast = "".join(f"ex2.approx.ftz.f32 ${i}, ${i + count};\n" for i in range(count - 1))
-    first, *rest = reversed(_POLYNOMIAL)
-    horner = "".join(f"fma.rn.f32 p, p, f, {_ptx_float(c)};\n" for c in rest)
-    return f"""{{
-.reg .f32 x, t, f, p;
-.reg .b32 n, y;
-{fast}max.f32 x, ${2 * count - 1}, {_ptx_float(-126)};
-min.f32 x, x, {_ptx_float(126)};
-add.rn.f32 t, x, {_ptx_float(1.5 * 2**23)};
-sub.rn.f32 f, t, {_ptx_float(1.5 * 2**23)};
-sub.rn.f32 f, x, f;
-mov.f32 p, {_ptx_float(first)};
-{horner}mov.b32 n, t;
-shl.b32 n, n, 23;
-mov.b32 y, p;
-add.s32 y, y, n;
-mov.b32 ${count - 1}, y;
-}}"""
-
-
-def _ptx_float(value: float) -> str:
-    return f"0f{struct.pack('>f', value).hex().upper()}"
-
-
-_EXP2_OF_2, _EXP2_OF_4, _EXP2_OF_8 = (tl.constexpr(_mixed_exp2(count)) for count in (2, 4, 8))
 
 # What a row's scores are subtracted from, see `_bound`.
 ONLINE, LAZY, FROZEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -151,22 +113,6 @@ def _rescale(acc, total, peak, bound, MODE: tl.constexpr):
 
 
 @triton.jit
-def _exp2(x, POLYNOMIAL: tl.constexpr):
-    """2^x; if POLYNOMIAL, one of so many on the units that add and multiply, see `_mixed_exp2`."""
-    if POLYNOMIAL == 2:
-        y = tl.inline_asm_elementwise(_EXP2_OF_2, "=f,=f,f,f", [x], tl.float32, True, 2)
-    elif POLYNOMIAL == 4:
-        y = tl.inline_asm_elementwise(_EXP2_OF_4, "=f,=f,=f,=f,f,f,f,f", [x], tl.float32, True, 4)
-    elif POLYNOMIAL == 8:
-        y = tl.inline_asm_elementwise(
-            _EXP2_OF_8, "=f,=f,=f,=f,=f,=f,=f,=f,f,f,f,f,f,f,f,f", [x], tl.float32, True, 8
-        )
-    else:
-        y = tl.exp2(x)
-    return y
-
-
-@triton.jit
 def _attend(
     q, k_source, v_source, head, start, tokens, acc, total, peak, scale,
     DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, MODE: tl.constexpr,
@@ -176,7 +122,7 @@ def _attend(
     k = load_block(k_source, head, start, tokens, DIM, BLOCK, TMA, WHOLE)
     scores = block_scores(q, k, start, tokens, BLOCK, WHOLE)
     bound = _bound(peak, tl.max(scores, 1) * scale, MODE)
-    p = _exp2(scores * scale - bound[:, None], POLYNOMIAL)
+    p = mixed_exp2(scores * scale - bound[:, None], POLYNOMIAL)
     acc, total = _rescale(acc, total, peak, bound, MODE)
     total += tl.sum(p, 1)
     # Load the values only now: together with the keys, the compiler waits for both and runs out of registers.
@@ -195,8 +141,8 @@ def _attend_pair(
     k1 = load_block(k_source, head, start1, tokens, DIM, BLOCK, TMA, True)
     scores1 = block_scores(q, k1, start1, tokens, BLOCK, True)
     bound = _bound(peak, tl.max(tl.maximum(scores0, scores1), 1) * scale, MODE)
-    p0 = _exp2(scores0 * scale - bound[:, None], POLYNOMIAL)
-    p1 = _exp2(scores1 * scale - bound[:, None], POLYNOMIAL)
+    p0 = mixed_exp2(scores0 * scale - bound[:, None], POLYNOMIAL)
+    p1 = mixed_exp2(scores1 * scale - bound[:, None], POLYNOMIAL)
     acc, total = _rescale(acc, total, peak, bound, MODE)
     total += tl.sum(p0 + p1, 1)
     v0 = load_block(v_source, head, start0, tokens, DIM, BLOCK, TMA, True)
