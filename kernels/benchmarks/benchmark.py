@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from block_lists import KV_BLOCK, Q_BLOCK, median_ms, random_lists, require_gpu, selected_scores
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Case(NamedTuple):
@@ -42,10 +43,11 @@ def flex(case: Case) -> Callable[[], object]:
     """FlexAttention; its mask is made once and all blocks are whole, so that only attention is timed."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-    none = torch.zeros_like(case.counts), torch.zeros_like(case.indices)
     tokens = case.q.shape[2]
+    indices = F.pad(case.indices, (0, tokens // KV_BLOCK - case.indices.shape[3]))  # its lists are full wide
+    none = torch.zeros_like(case.counts), torch.zeros_like(indices)
     mask = BlockMask.from_kv_blocks(
-        *none, case.counts, case.indices, BLOCK_SIZE=(Q_BLOCK, KV_BLOCK), seq_lengths=(tokens, tokens)
+        *none, case.counts, indices, BLOCK_SIZE=(Q_BLOCK, KV_BLOCK), seq_lengths=(tokens, tokens)
     )
     attend: Callable[..., object] = torch.compile(flex_attention, dynamic=False)
     tiles = {"BLOCK_M": Q_BLOCK, "BLOCK_N": KV_BLOCK}

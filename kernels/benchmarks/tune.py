@@ -35,9 +35,11 @@ def neighbours(kernel: str, tile: Tile, tma: bool) -> list[Tile]:
         "tma": (False, True) if tma else (False,),
         "pairs": (False, True),
         "running_max": ("online", "lazy", "frozen"),
+        "polynomial": (0, 4, 8),
         "step": (32, 64),
     }
-    variants = {"forward": ("parts", "tma", "pairs", "running_max"), "backward_queries": ("parts",)}
+    forward = ("parts", "tma", "pairs", "running_max", "polynomial")
+    variants = {"forward": forward, "backward_queries": ("parts",)}
     fields = ("maxnreg", "num_stages", *variants.get(kernel, ("step",)))
     found = [tile._replace(num_warps=warps, maxnreg=None) for warps in CAPS if warps != tile.num_warps]
     return found + [

@@ -45,6 +45,7 @@ def constants(kernel: str, dim: int, tile: Tile) -> dict[str, object]:
         "TMA": tile.tma,
         "PAIRS": tile.pairs,
         "MODE": triton_forward.RUNNING_MAX[tile.running_max],
+        "POLYNOMIAL": tile.polynomial,
         "REDO": False,
     }
     return {name: value for name, value in values.items() if name in KERNELS[kernel].arg_names}

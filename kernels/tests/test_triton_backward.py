@@ -21,6 +21,8 @@ CASES = [  # batch, heads, tokens, dim, special, q block, kv block
     (1, 1, 111, 64, 17, 64, 32),
     (1, 1, 130, 128, 0, 128, 64),
 ]
+# On a GPU products of float32 are made of three of TF32, which keep 2^-21 of each.
+ROUNDING = {torch.float32: 8 * torch.finfo(torch.float32).eps} if CUDA else {}
 TILES = Tile(8, 2), Tile(4, 2, step=32)  # of queries and of keys
 SPECIAL = ("special_k", "special_v")
 
@@ -54,7 +56,7 @@ def assert_as_good_as_the_definition(case: tuple[int, ...], dtype: torch.dtype) 
     found = gradients(args, keywords, grad)
     assert len(found) == len(truth)
     # One key alone has probability 1, and then some gradients are 0: compare with the largest of all.
-    rounding = torch.finfo(dtype).eps * max(true.abs().max() for true in truth)
+    rounding = ROUNDING.get(dtype, torch.finfo(dtype).eps) * max(true.abs().max() for true in truth)
     for name, true, defined, own in zip(("q", "k", "v", *SPECIAL), truth, low, found, strict=False):
         assert own.dtype == dtype
         allowed = 3 * (defined.double() - true).abs().max() + rounding

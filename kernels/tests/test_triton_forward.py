@@ -23,6 +23,8 @@ CASES = [  # batch, heads, tokens, dim, special, q block, kv block
     (1, 1, 111, 64, 17, 64, 32),
     (1, 1, 130, 128, 0, 128, 64),
 ]
+# On a GPU products of float32 are made of three of TF32, which keep 2^-21 of each.
+ROUNDING = {torch.float32: 8 * torch.finfo(torch.float32).eps} if CUDA else {}
 HOPPER = CUDA and torch.cuda.get_device_capability() >= (9, 0)
 TILES = [
     Tile(4, 2),
@@ -31,6 +33,13 @@ TILES = [
     Tile(4, 2, pairs=True),
     Tile(4, 2, running_max="lazy"),
     Tile(4, 2, running_max="frozen"),
+    *(
+        pytest.param(
+            Tile(4, 2, running_max=mode, polynomial=count),
+            marks=pytest.mark.skipif(not CUDA, reason="the interpreter has no assembler"),
+        )
+        for mode, count in (("online", 2), ("frozen", 4), ("lazy", 8))
+    ),
 ]
 
 
@@ -56,7 +65,7 @@ def assert_as_good_as_the_definition(
     out, lse = attend(args, keywords, tile)
     assert out.dtype == dtype
     assert lse.dtype == torch.float32
-    eps = torch.finfo(dtype).eps
+    eps = ROUNDING.get(dtype, torch.finfo(dtype).eps)
     assert (out.double() - truth).abs().max() <= 2 * allowed + eps * truth.abs().max()
     # In float32 whatever the dtype: of the scores, only their sum is rounded.
     expected = log_sum_exp(wide_args, wide_keywords)
@@ -131,7 +140,7 @@ def test_large_scores(tile: Tile) -> None:
     out, lse = attend(args, keywords, tile)
     truth = dense_mask_attention(*to(args, {}, torch.float64)[0], **keywords)
     # Rounded scores of some thousand, in the exponent.
-    torch.testing.assert_close(out.double(), truth, rtol=0, atol=2e-3)
+    torch.testing.assert_close(out.double(), truth, rtol=0, atol=2e-2 if CUDA else 2e-3)
     torch.testing.assert_close(lse.double(), scores.double().amax(1)[None, None], rtol=1e-3, atol=1)
 
 

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_blocks import PRECISION, block_scores, block_source, heads_by_budget, load_block
+from .triton_exp2 import mixed_exp2
 
 if TYPE_CHECKING:
     from .tuning import Tile
@@ -74,6 +75,7 @@ def forward(
             TMA=tile.tma,
             PAIRS=tile.pairs,
             MODE=RUNNING_MAX[mode],
+            POLYNOMIAL=tile.polynomial if q.is_cuda else 0,  # the interpreter has no assembler
             REDO=mode != tile.running_max,
             **tile.launch_options(),
         )
@@ -114,12 +116,13 @@ def _rescale(acc, total, peak, bound, MODE: tl.constexpr):
 def _attend(
     q, k_source, v_source, head, start, tokens, acc, total, peak, scale,
     DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, MODE: tl.constexpr,
+    POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
     """One block: acc is the sum of p v and total that of p, where p = 2^(score * scale - peak)."""
     k = load_block(k_source, head, start, tokens, DIM, BLOCK, TMA, WHOLE)
     scores = block_scores(q, k, start, tokens, BLOCK, WHOLE)
     bound = _bound(peak, tl.max(scores, 1) * scale, MODE)
-    p = tl.exp2(scores * scale - bound[:, None])
+    p = mixed_exp2(scores * scale - bound[:, None], POLYNOMIAL)
     acc, total = _rescale(acc, total, peak, bound, MODE)
     total += tl.sum(p, 1)
     # Load the values only now: together with the keys, the compiler waits for both and runs out of registers.
@@ -130,7 +133,7 @@ def _attend(
 @triton.jit
 def _attend_pair(
     q, k_source, v_source, head, start0, start1, tokens, acc, total, peak, scale,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, MODE: tl.constexpr,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, MODE: tl.constexpr, POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
     """Two whole blocks under one maximum."""
     k0 = load_block(k_source, head, start0, tokens, DIM, BLOCK, TMA, True)
@@ -138,8 +141,8 @@ def _attend_pair(
     k1 = load_block(k_source, head, start1, tokens, DIM, BLOCK, TMA, True)
     scores1 = block_scores(q, k1, start1, tokens, BLOCK, True)
     bound = _bound(peak, tl.max(tl.maximum(scores0, scores1), 1) * scale, MODE)
-    p0 = tl.exp2(scores0 * scale - bound[:, None])
-    p1 = tl.exp2(scores1 * scale - bound[:, None])
+    p0 = mixed_exp2(scores0 * scale - bound[:, None], POLYNOMIAL)
+    p1 = mixed_exp2(scores1 * scale - bound[:, None], POLYNOMIAL)
     acc, total = _rescale(acc, total, peak, bound, MODE)
     total += tl.sum(p0 + p1, 1)
     v0 = load_block(v_source, head, start0, tokens, DIM, BLOCK, TMA, True)
@@ -161,12 +164,12 @@ def _attend_ends(
     for start in tl.range(0, num_special, BLOCK_N, num_stages=1):
         acc, total, peak = _attend(
             q, special_k_source, special_v_source, head, start, num_special, acc, total, peak, scale,
-            DIM, BLOCK_N, TMA, False, MODE,
+            DIM, BLOCK_N, TMA, False, MODE, 0,
         )  # fmt: skip
     if has_partial:
         acc, total, peak = _attend(
             q, k_source, v_source, head, tokens // BLOCK_N * BLOCK_N, tokens, acc, total, peak, scale,
-            DIM, BLOCK_N, TMA, False, MODE,
+            DIM, BLOCK_N, TMA, False, MODE, 0,
         )  # fmt: skip
     return acc, total, peak
 
@@ -175,6 +178,7 @@ def _attend_ends(
 def _attend_listed(
     q, k_source, v_source, head, tokens, blocks, count, acc, total, peak, scale,
     DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, PAIRS: tl.constexpr, MODE: tl.constexpr,
+    POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
     """The hot loop: the first `count` blocks of the list, all whole."""
     begin = 0
@@ -184,12 +188,12 @@ def _attend_listed(
             start0, start1 = tl.load(blocks + i) * BLOCK, tl.load(blocks + i + 1) * BLOCK
             acc, total, peak = _attend_pair(
                 q, k_source, v_source, head, start0, start1, tokens, acc, total, peak, scale,
-                DIM, BLOCK, TMA, MODE,
+                DIM, BLOCK, TMA, MODE, POLYNOMIAL,
             )  # fmt: skip
     for i in tl.range(begin, count):
         acc, total, peak = _attend(
             q, k_source, v_source, head, tl.load(blocks + i) * BLOCK, tokens, acc, total, peak, scale,
-            DIM, BLOCK, TMA, True, MODE,
+            DIM, BLOCK, TMA, True, MODE, POLYNOMIAL,
         )  # fmt: skip
     return acc, total, peak
 
@@ -199,7 +203,7 @@ def _forward_kernel(
     q_ptr, k_source, v_source, special_k_source, special_v_source, out_ptr, lse_ptr,
     head_order, kv_num_blocks, kv_indices, width, tokens, num_special, scale,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, TMA: tl.constexpr,
-    PAIRS: tl.constexpr, MODE: tl.constexpr, REDO: tl.constexpr,
+    PAIRS: tl.constexpr, MODE: tl.constexpr, POLYNOMIAL: tl.constexpr, REDO: tl.constexpr,
 ):  # fmt: skip
     """One row, or part of it; programs of one head follow each other, so its keys stay in the L2 cache."""
     start = tl.program_id(0) * BLOCK_M
@@ -224,7 +228,7 @@ def _forward_kernel(
     )  # fmt: skip
     acc, total, peak = _attend_listed(
         q, k_source, v_source, head, tokens, blocks, count - has_partial.to(tl.int32), acc, total, peak,
-        scale, DIM, BLOCK_N, TMA, PAIRS, MODE,
+        scale, DIM, BLOCK_N, TMA, PAIRS, MODE, POLYNOMIAL,
     )  # fmt: skip
 
     out = acc / total[:, None]

@@ -24,6 +24,7 @@ class Tile(NamedTuple):
     tma: bool = False  # load keys and values by the copy engine; sm_90 and later
     pairs: bool = False  # two key blocks per step
     running_max: str = "online"  # or "lazy", "frozen": see `_bound` in triton_forward.py
+    polynomial: int = 0  # of so many exponentials one is a polynomial: 2, 4 or 8; 0 for none
     step: int = 64  # queries at a time in the gradient of the keys
 
     def launch_options(self) -> dict[str, int]:
