@@ -96,7 +96,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from .bench import BenchSettings, run_bench
+    from .benchmark.run import BenchSettings, run_bench
 
     names = ("out", "views", "dense_views", "density", "backend", "height", "width", "device")
     given = _given(options, *names)

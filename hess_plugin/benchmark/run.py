@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import json
 import platform
-import re
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor
 from tqdm import tqdm
 
-from .attention import HeSSAttention
-from .config import Backend, HeSSConfig
-from .errors import InputError, input_errors
-from .files import MANIFEST, write_atomic
-from .loading import memory_errors
-from .models import VggtConfig, VggtModel
-from .patch import apply_hess
-from .scores import HeadScores, ScoresInfo, trace_names
+from ..config import Backend, HeSSConfig
+from ..errors import InputError, input_errors
+from ..files import MANIFEST, write_atomic
+from ..models import VggtConfig, VggtModel
+from ..patch import apply_hess
+from .stopwatch import Stopwatch
+from .subject import build_model, fastest_sdpa, log_normal_scores, use_sdpa
 
 PICTURE = "bench.png"
-# Names of modules, and what their time counts as; "prediction" is counted too, within global attention.
-PARTS = {
-    r"aggregator\.patch_embed": "image encoder",
-    r"aggregator\.frame_blocks\.\d+": "frame blocks",
-    r"aggregator\.global_blocks\.\d+\.attn": "global attention",
-    r"aggregator\.global_blocks\.\d+\.mlp": "global MLP",
-    r"\w+_head": "heads",
-}
-# The first may refuse float32, in which the heads are, so there is always another.
-_FALLBACKS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-SDPA = {
-    "default": None,
-    "cuDNN": [SDPBackend.CUDNN_ATTENTION, *_FALLBACKS],
-    "FlashAttention-2": [SDPBackend.FLASH_ATTENTION, *_FALLBACKS],
-}
-_TRIAL_TOKENS = 32768
 _WARM_SECONDS = 15.0  # a pass that takes longer is not repeated for the sake of compilation
 
 
@@ -83,64 +58,6 @@ class BenchRecord:
     failed: str | None = None
 
 
-class Stopwatch:
-    """Sums up the time of parts of a forward pass, on a GPU without waiting for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._spans: list[tuple[str, Any, Any]] = []
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
-        begin = self._now()
-        yield
-        self._spans.append((name, begin, self._now()))
-
-    @contextmanager
-    def watch(self, model: nn.Module) -> Iterator[None]:
-        """Time every module that `PARTS` names, and the prediction within sparse attentions."""
-        hooks, begun = [], {}
-
-        def start(module: nn.Module, args: Any) -> None:
-            begun[module] = self._now()
-
-        def stop(part: str, module: nn.Module, args: Any, output: Any) -> None:
-            self._spans.append((part, begun[module], self._now()))
-
-        for name, module in model.named_modules():
-            part = next((part for pattern, part in PARTS.items() if re.fullmatch(pattern, name)), None)
-            if part is not None:
-                hooks.append(module.register_forward_pre_hook(start))
-                hooks.append(module.register_forward_hook(lambda *call, part=part: stop(part, *call)))
-        sparse = [module.processor for module in model.modules() if isinstance(module, HeSSAttention)]
-        for processor in sparse:
-            processor.span = self.span
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for processor in sparse:
-                del processor.span
-
-    def seconds(self) -> dict[str, float]:
-        """Of each part that was seen; waits for the GPU."""
-        if self._cuda:
-            torch.cuda.synchronize()
-        sums: dict[str, float] = defaultdict(float)
-        for name, begin, end in self._spans:
-            sums[name] += begin.elapsed_time(end) / 1000 if self._cuda else end - begin
-        return dict(sums)
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-
 def run_bench(settings: BenchSettings, config: VggtConfig | None = None) -> list[BenchRecord]:
     """Measure everything; results are written after every measurement.
 
@@ -166,52 +83,12 @@ def run_bench(settings: BenchSettings, config: VggtConfig | None = None) -> list
         records.append(_measure(model, views, kind, settings, sdpa))
         _write(settings, records, sdpa)
         tqdm.write(line(records[-1]))
-    from .plots.bench import draw_bench
-    from .plots.figure import save
+    from ..plots.figure import save
+    from ..plots.growth import draw_growth
 
     with input_errors(ImportError, OSError, prefix=f"cannot draw {PICTURE}: "):
-        save(draw_bench([vars(record) for record in records]), settings.out / PICTURE)
+        save(draw_growth([vars(record) for record in records]), settings.out / PICTURE)
     return records
-
-
-def build_model(config: VggtConfig, device: torch.device) -> VggtModel:
-    """A model of random weights, in eval mode, made where it will be."""
-    prefix = f"cannot use the device {str(device)!r}: "
-    kinds = (RuntimeError, AssertionError)
-    with memory_errors(str(device)), input_errors(*kinds, prefix=prefix), torch.device(device):
-        torch.manual_seed(0)
-        model = VggtModel(config)
-    if device.type == "cuda":
-        for name, child in model.named_children():
-            if name not in model._keep_in_fp32_modules_strict:
-                child.to(torch.bfloat16)
-    return model.eval()
-
-
-def fastest_sdpa(device: torch.device) -> str:
-    """The key of `SDPA` that is fastest on one global attention; on a CPU there is no choice."""
-    if device.type != "cuda":
-        return "default"
-    q = torch.randn(1, 16, _TRIAL_TOKENS, 64, device=device, dtype=torch.bfloat16)
-    times: dict[str, float] = {}
-    for name in SDPA:
-        for _ in range(2):
-            watch = Stopwatch(device)
-            with use_sdpa(name), watch.span(name):
-                scaled_dot_product_attention(q, q, q)
-            times |= watch.seconds()
-    return min(times, key=times.__getitem__)
-
-
-def use_sdpa(name: str) -> AbstractContextManager[Any]:
-    """PyTorch's attention by the implementation of that name in `SDPA`."""
-    order = SDPA[name]
-    return _nothing() if order is None else sdpa_kernel(order, set_priority=True)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _measure(model: VggtModel, views: int, kind: str, settings: BenchSettings, sdpa: str) -> BenchRecord:
@@ -251,30 +128,6 @@ def _timed_pass(model: VggtModel, images: Tensor, sdpa: str) -> tuple[float, dic
 
 def _sparse_config(settings: BenchSettings) -> HeSSConfig:
     return HeSSConfig(sparse_ratio=1 - settings.density, cdf_threshold=0, backend=settings.backend)
-
-
-def log_normal_scores(model: VggtModel) -> HeadScores:
-    """Scores as uneven as measured ones: e^(1.5 z) of standard normal z, the same every time."""
-    config = model.config
-    shape = (1, config.depth, config.num_heads)
-    generator = torch.Generator().manual_seed(0)
-    traces = {
-        name: torch.randn(shape, generator=generator, dtype=torch.float64).mul(1.5).exp()
-        for name in trace_names(("query",))
-    }
-    info = ScoresInfo(
-        backbone="vggt",
-        num_layers=config.depth,
-        num_heads=config.num_heads,
-        head_dim=config.embed_dim // config.num_heads,
-        dataset="random numbers",
-        scene_ids=("none",),
-        view_ids=(("none",),),
-        num_views=1,
-        seed=0,
-        camera_weight=0.5,
-    )
-    return HeadScores(traces, info)
 
 
 def _write(settings: BenchSettings, records: list[BenchRecord], sdpa: str) -> None:

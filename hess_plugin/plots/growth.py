@@ -15,7 +15,7 @@ COLORS = {"dense": "#9ca3af", "sparse": "#6d28d9"}
 _BYTES = 1e9
 
 
-def draw_bench(records: Sequence[Mapping[str, Any]]) -> Figure:
+def draw_growth(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Two panels: seconds of a forward pass, and peak memory where it is known.
 
     Args:
