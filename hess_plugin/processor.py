@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from .config import HeSSConfig
 from .kernels.hess_attention import block_sparse_attention
-from .sparsity import BlockPlan, BlockSelection
+from .sparsity import BlockPlan
 
 if TYPE_CHECKING:
     from .backbones.base import TokenLayout
@@ -36,9 +35,6 @@ class HeSSAttentionProcessor:
         num_blocks: Mq * Mk of the last call. `kept_blocks / num_blocks` is the density; special tokens are
             not counted in either.
     """
-
-    #: Entered around the work of that name, "prediction"; whoever measures sets it on an instance.
-    span: Callable[[str], AbstractContextManager[Any]] = staticmethod(nullcontext)  # type: ignore[assignment]
 
     def __init__(self, head_weights: Sequence[float] | None, config: HeSSConfig) -> None:
         """Check and keep the settings of one layer.
@@ -104,8 +100,7 @@ class HeSSAttentionProcessor:
         (special_q, patch_q), (special_k, patch_k), (special_v, patch_v) = (
             _split(x, layout) for x in (q, k, v)
         )
-        with self.span("prediction"):
-            plan = BlockPlan(patch_q, patch_k, self.head_weights, self.config)
+        plan = self.plan(patch_q, patch_k)
         self.kept_blocks = plan.row_counts.sum(-1)
         parts = [
             block_sparse_attention(
@@ -120,19 +115,14 @@ class HeSSAttentionProcessor:
                 kv_block_size=self.config.kv_block_size,
                 backend=self.config.backend,
             )
-            for heads, selection in self._selections(plan)
+            for heads, selection in plan
         ]
         patch_out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return _join(F.scaled_dot_product_attention(special_q, k, v), patch_out, layout)
 
-    def _selections(self, plan: BlockPlan) -> Iterator[tuple[slice, BlockSelection]]:
-        steps = iter(plan)
-        while True:
-            with self.span("prediction"):
-                step = next(steps, None)
-            if step is None:
-                return
-            yield step
+    def plan(self, patch_q: Tensor, patch_k: Tensor) -> BlockPlan:
+        """Which blocks to attend to; all that is not attention itself."""
+        return BlockPlan(patch_q, patch_k, self.head_weights, self.config)
 
 
 def _require_finite(q: Tensor, k: Tensor) -> None:

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
     "demo_results": "config datasets errors evaluation files geometry plots scores tables",
-    "benchmark": "attention config errors files loading models patch plots scores",
+    "benchmark": "attention config errors files loading models patch plots scores sparsity",
     "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables",
     "cli": "benchmark calibration config datasets demo demo_results errors evaluation files hub models patch "
     "plots publish scores sidecar tables",

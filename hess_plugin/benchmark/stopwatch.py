@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..attention import HeSSAttention
+from ..sparsity import BlockPlan, BlockSelection
 
 # Names of modules, and what their time counts as; "prediction" is counted too, within global attention.
 PARTS = {
@@ -22,6 +24,25 @@ PARTS = {
     r"aggregator\.global_blocks\.\d+\.mlp": "global MLP",
     r"\w+_head": "heads",
 }
+
+
+class _TimedPlan:
+    """A `BlockPlan` whose work, when it is made and between the groups of heads, counts as "prediction"."""
+
+    def __init__(self, watch: Stopwatch, make: Callable[..., BlockPlan], *args: Tensor) -> None:
+        self._watch = watch
+        with watch.span("prediction"):
+            self._plan = make(*args)
+        self.row_counts = self._plan.row_counts
+
+    def __iter__(self) -> Iterator[tuple[slice, BlockSelection]]:
+        groups = iter(self._plan)
+        while True:
+            with self._watch.span("prediction"):
+                group = next(groups, None)
+            if group is None:
+                return
+            yield group
 
 
 class Stopwatch:
@@ -56,14 +77,14 @@ class Stopwatch:
                 hooks.append(module.register_forward_hook(lambda *call, part=part: stop(part, *call)))
         sparse = [module.processor for module in model.modules() if isinstance(module, HeSSAttention)]
         for processor in sparse:
-            processor.span = self.span
+            processor.plan = partial(_TimedPlan, self, processor.plan)  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
             for processor in sparse:
-                del processor.span
+                del processor.plan
 
     def seconds(self) -> dict[str, float]:
         """Of each part that was seen; waits for the GPU."""
