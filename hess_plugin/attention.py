@@ -64,6 +64,7 @@ class HeSSAttention(nn.Module):
             )
         q, k, v = self.backbone.project_qkv(self, x, *args, **kwargs)
         out = self.processor(q, k, v, self.recorder.layout)
+        del q, k, v  # of a thousand views they are gigabytes, and so is what follows
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def return_state(self, original: nn.Module) -> None:

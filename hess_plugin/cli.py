@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .calibration.options import add_options, read_options
+from .config import Backend
 from .errors import InputError, input_errors
 
 USAGE_ERROR = 2  # exit code of argparse, and of everything else that the user can mend
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_calibrate(commands)
+    _add_bench(commands)
     _add_inspect(commands)
     _add_push(commands)
     _add_pull(commands)
@@ -77,6 +79,30 @@ def _calibrate(options: argparse.Namespace) -> None:
     from .calibration.command import run_calibration
 
     run_calibration(read_options(options))
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    about = "time VGGT-1B of random weights over the number of views, dense and sparse"
+    bench = commands.add_parser("bench", help=about, description=about.capitalize() + ".")
+    bench.add_argument("--out", type=Path, metavar="FOLDER", help="where results go (default: ./hess-bench)")
+    bench.add_argument("--views", type=int, nargs="+", help="default: 50 100 200 350 500 1000")
+    bench.add_argument("--dense-views", type=int, help="most views of the dense model (default: 500)")
+    bench.add_argument("--density", type=float, help="share of attention blocks to keep (default: 0.25)")
+    bench.add_argument("--backend", choices=get_args(Backend), help="of sparse attention (default: auto)")
+    bench.add_argument("--height", type=int, help="of the images in pixels (default: 392)")
+    bench.add_argument("--width", type=int, help="of the images in pixels (default: 518)")
+    bench.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    bench.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from .benchmark.run import BenchSettings, run_bench
+
+    names = ("out", "views", "dense_views", "density", "backend", "height", "width", "device")
+    given = _given(options, *names)
+    settings = BenchSettings(**given | ({"views": tuple(given["views"])} if "views" in given else {}))
+    run_bench(settings)
+    print(f"\nNumbers and picture: {settings.out}/")
 
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:

@@ -100,7 +100,7 @@ class HeSSAttentionProcessor:
         (special_q, patch_q), (special_k, patch_k), (special_v, patch_v) = (
             _split(x, layout) for x in (q, k, v)
         )
-        plan = BlockPlan(patch_q, patch_k, self.head_weights, self.config)
+        plan = self.plan(patch_q, patch_k)
         self.kept_blocks = plan.row_counts.sum(-1)
         parts = [
             block_sparse_attention(
@@ -119,6 +119,10 @@ class HeSSAttentionProcessor:
         ]
         patch_out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return _join(F.scaled_dot_product_attention(special_q, k, v), patch_out, layout)
+
+    def plan(self, patch_q: Tensor, patch_k: Tensor) -> BlockPlan:
+        """Which blocks to attend to; all that is not attention itself."""
+        return BlockPlan(patch_q, patch_k, self.head_weights, self.config)
 
 
 def _require_finite(q: Tensor, k: Tensor) -> None:

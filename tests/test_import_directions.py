@@ -45,9 +45,10 @@ MAY_IMPORT = {
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
     "demo_results": "config datasets errors evaluation files geometry plots scores tables",
+    "benchmark": "attention config errors files loading models patch plots scores sparsity",
     "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables",
-    "cli": "calibration config datasets demo demo_results errors evaluation files hub models patch plots "
-    "publish scores sidecar tables",
+    "cli": "benchmark calibration config datasets demo demo_results errors evaluation files hub models patch "
+    "plots publish scores sidecar tables",
     "__main__": "cli",
     "calibrate": "cli",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -146,17 +145,6 @@ class DptHead(DptFeatures):
         x = self.scratch.output_conv2(super().forward(layers, grid, size))
         x = at_least_float32(x).movedim(1, -1)
         return self.activation(x[..., :-1]), 1 + x[..., -1].exp()
-
-
-def in_chunks(
-    head: DptFeatures, layers: Sequence[Tensor], grid: tuple[int, int], size: tuple[int, int], chunk_size: int
-) -> Any:
-    """What `head` gives for all N views, computed for `chunk_size` of them at a time to save memory."""
-    starts = range(0, len(layers[0]), chunk_size)
-    parts = [head([tokens[i : i + chunk_size] for tokens in layers], grid, size) for i in starts]
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def inverse_log(x: Tensor) -> Tensor:

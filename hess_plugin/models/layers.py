@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 ROPE_BASE = 100.0
+MLP_TOKENS = 1 << 16  # that an MLP works on at a time where no gradient is recorded: its hidden layer is wide
 
 
 def rope_angles(
@@ -53,6 +55,46 @@ def apply_rope(t: Tensor, pos: Tensor | None) -> Tensor:
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def in_chunks(
+    function: Callable[..., Any], inputs: Tensor | Sequence[Tensor], chunk_size: int, *args: Any
+) -> Any:
+    """What `function(inputs, *args)` gives for N items, computed for some at a time to save memory.
+
+    Without gradients every part is written to its place at once, so that no output exists twice.
+
+    Args:
+        function: of inputs and `args`, each item on its own; returns one tensor or several, [N, ...].
+        inputs: [N, ...], one tensor or several.
+        chunk_size: Items at a time.
+    """
+    single = isinstance(inputs, Tensor)
+    count = len(inputs) if single else len(inputs[0])
+    if count <= chunk_size:
+        return function(inputs, *args)
+    chunks = (slice(start, start + chunk_size) for start in range(0, count, chunk_size))
+    parts = (function(inputs[i] if single else [x[i] for x in inputs], *args) for i in chunks)
+    if not torch.is_grad_enabled():
+        return _collected(parts, count)
+    kept = list(parts)
+    several = not isinstance(kept[0], Tensor)
+    return tuple(torch.cat(part) for part in zip(*kept, strict=True)) if several else torch.cat(kept)
+
+
+def _collected(parts: Iterator[Any], count: int) -> Any:
+    """Tensors, or tuples of them, one after the other along the first axis."""
+    outputs, filled, several = None, 0, False
+    for part in parts:
+        several = not isinstance(part, Tensor)
+        tensors = part if several else (part,)
+        if outputs is None:
+            outputs = [x.new_empty(count, *x.shape[1:]) for x in tensors]
+        for output, x in zip(outputs, tensors, strict=True):
+            output[filled : filled + len(x)] = x
+        filled += len(tensors[0])
+    assert outputs is not None
+    return tuple(outputs) if several else outputs[0]
 
 
 class Mlp(nn.Module):
@@ -163,4 +205,8 @@ class Block(GradientCheckpointingLayer):
     def forward(self, x: Tensor, pos: Tensor | None = None) -> Tensor:
         """[B, T, C] to the same shape; `pos` is handed to the attention."""
         x = x + self.ls1(self.attn(self.norm1(x), pos=pos))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        if torch.is_grad_enabled():
+            return x + self.ls2(self.mlp(self.norm2(x)))
+        for tokens in x.view(-1, x.shape[-1]).split(MLP_TOKENS):
+            tokens += self.ls2(self.mlp(self.norm2(tokens)))
+        return x

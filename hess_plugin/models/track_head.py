@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dpt_head import DptFeatures, in_chunks
-from .layers import Mlp, at_least_float32
+from .dpt_head import DptFeatures
+from .layers import Mlp, at_least_float32, in_chunks
 
 STRIDE = 2  # pixels of the image per cell of the feature maps
 FEATURES = 128
@@ -168,7 +168,7 @@ class TrackHead(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Patch tokens of four layers, each [B·V, rows·cols, 2C], and points [B, N, 2], to their tracks."""
         half = (size[0] // STRIDE, size[1] // STRIDE)
-        features = in_chunks(self.feature_extractor, layers, grid, half, chunk_size)
+        features = in_chunks(self.feature_extractor, layers, chunk_size, grid, half)
         return self.tracker(features.unflatten(0, (len(query_points), -1)), query_points, iterations)
 
 

@@ -15,13 +15,14 @@ from ..geometry.cameras import decode_pose
 from ..hub import register
 from .camera_head import CameraHead
 from .configuration import VggtConfig
-from .dpt_head import DptHead, in_chunks, inverse_log
+from .dpt_head import DptHead, inverse_log
 from .encoder import IMAGE_MEAN, IMAGE_STD, build_encoder
-from .layers import Block, at_least_float32, init_parameters, rope_angles
+from .layers import Block, at_least_float32, in_chunks, init_parameters, rope_angles
 from .track_head import MIN_IMAGE_SIDE, TrackHead
 
 NUM_REGISTERS = 4
 NUM_SPECIAL_TOKENS = 1 + NUM_REGISTERS  # per view, first the camera token
+VIEWS_AT_ONCE = 32  # in the image encoder and the frame blocks, where no gradient is recorded
 
 
 @dataclass
@@ -80,20 +81,26 @@ class Aggregator(nn.Module):
         """
         batch, views, _, height, width = images.shape
         grid = (height // self.patch_size, width // self.patch_size)
-        normalised = (at_least_float32(images) - self._resnet_mean) / self._resnet_std
-        patches = self.patch_embed(normalised.flatten(0, 1))
+        # What works within views need not hold all of them at a time, unless for the gradients.
+        at_once = batch * views if torch.is_grad_enabled() else VIEWS_AT_ONCE
+        patches = in_chunks(self._encode, images.flatten(0, 1), at_once)
         first, other = torch.cat((self.camera_token, self.register_token), dim=2).split(1, dim=1)
         special = torch.cat((first, other.expand(-1, views - 1, -1, -1)), dim=1).expand(batch, -1, -1, -1)
         tokens = torch.cat((special, patches.unflatten(0, (batch, views))), dim=2)  # [B, V, P, C]
+        del patches
         pos = rope_angles(grid, self.head_dim, NUM_SPECIAL_TOKENS, images.device)
         outputs = {}
         pairs = zip(self.frame_blocks, self.global_blocks, strict=True)
         for layer, (frame_block, global_block) in enumerate(pairs):
-            within = frame_block(tokens.flatten(0, 1), pos).unflatten(0, (batch, views))
+            within = in_chunks(frame_block, tokens.flatten(0, 1), at_once, pos).unflatten(0, (batch, views))
             tokens = global_block(within.flatten(1, 2), pos).unflatten(1, (views, -1))
             if layer in self.output_layers:
                 outputs[layer] = torch.cat((within, tokens), dim=-1)
         return outputs
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Images [N, 3, height, width] to patch tokens [N, rows·cols, C]."""
+        return self.patch_embed((at_least_float32(images) - self._resnet_mean) / self._resnet_std)
 
 
 @register
@@ -163,7 +170,7 @@ class VggtModel(PreTrainedModel):
                 values["extrinsics"], values["intrinsics"] = decode_pose(poses[-1], size)
             for head, name in ((self.depth_head, "depth"), (self.point_head, "world_points")):
                 if head is not None:
-                    maps = in_chunks(head, patches, grid, size, self.frames_chunk_size)
+                    maps = in_chunks(head, patches, self.frames_chunk_size, grid, size)
                     values[name], values[f"{name}_conf"] = (x.unflatten(0, images.shape[:2]) for x in maps)
         if self.track_head is not None and query_points is not None:
             values["track"], values["vis"], values["conf"] = self.track_head(
@@ -220,4 +227,4 @@ def _blocks(config: VggtConfig) -> nn.ModuleList:
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).view(1, 1, 3, 1, 1)
+    return torch.tensor(values).view(1, 3, 1, 1)

@@ -14,11 +14,11 @@ from hess_plugin.models.dpt_head import (
     FeatureFusion,
     ReproducibleResize,
     ResidualConvUnit,
-    in_chunks,
     inverse_log,
     position_map,
     resize,
 )
+from hess_plugin.models.layers import in_chunks
 
 
 def head(output_dim: int = 3) -> DptHead:
@@ -103,7 +103,7 @@ def test_inverse_log():
 def test_chunks_change_nothing(chunk_size):
     model, tokens = head(), [torch.randn(5, 6, 32) for _ in range(4)]
     whole = model(tokens, (2, 3), (16, 24))
-    for part, expected in zip(in_chunks(model, tokens, (2, 3), (16, 24), chunk_size), whole, strict=True):
+    for part, expected in zip(in_chunks(model, tokens, chunk_size, (2, 3), (16, 24)), whole, strict=True):
         torch.testing.assert_close(part, expected)
 
 
