@@ -10,6 +10,7 @@ from typing import Any
 
 from .calibration.options import add_options, read_options
 from .errors import InputError, input_errors
+from .options import given
 
 USAGE_ERROR = 2  # exit code of argparse, and of everything else that the user can mend
 INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
@@ -60,8 +61,8 @@ def _demo(options: argparse.Namespace) -> None:
     from .demo import DemoSettings, run_demo
     from .demo_results import format_summary
 
-    given = _given(options, "images", "out", "density", "views", "model", "hess", "device")
-    settings = DemoSettings(**given)
+    chosen = given(options, "images", "out", "density", "views", "model", "hess", "device")
+    settings = DemoSettings(**chosen)
     print(format_summary(run_demo(settings)))
     print(f"\nPictures, point clouds, cameras and numbers: {settings.out}/ (first contact_sheet.png)")
 
@@ -126,7 +127,7 @@ def _push(options: argparse.Namespace) -> None:
     from .sidecar import resolve
 
     sidecar: Any = resolve(options.folder, base=None)
-    choices = _given(options, "alias", "revision", "private", "create_pr", "evaluation")
+    choices = given(options, "alias", "revision", "private", "create_pr", "evaluation")
     with input_errors(ImportError):
         pushed = push_to_hub(sidecar.scores, options.repo_id, **choices)
     print(f"{'Pushed' if pushed.changed else 'Nothing to push, the same is there'}: {pushed.url}")
@@ -145,8 +146,3 @@ def _pull(options: argparse.Namespace) -> None:
 
     pull(options.name, options.out)
     print(f"Scores: {options.out}/ (look at them with `hess inspect {options.out}`)")
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that were given; the defaults of the others live where they are used."""
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,15 @@ def commit_of(name: str) -> str | None:
         if path is not None:
             return extract_commit_hash(path, None)
     return None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all weights of a model: names, types and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _tensor_names(name: str) -> set[str]:

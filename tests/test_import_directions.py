@@ -21,7 +21,9 @@ KERNEL = ROOT / "kernels" / "torch-ext" / "hess_attention"
 MAY_IMPORT = {
     "errors": "",
     "config": "",
+    "options": "",
     "files": "errors",
+    "processes": "errors",
     "geometry": "",
     "kernels": "",
     "sparsity": "config kernels",
@@ -41,13 +43,14 @@ MAY_IMPORT = {
     "auto": "hub",
     "models": "errors geometry hub",
     "loading": "errors models",
-    "calibration": "backbones config datasets errors files geometry loading scores tables",  # never patch
+    # never patch
+    "calibration": "backbones config datasets errors files geometry loading options processes scores tables",
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
     "demo_results": "config datasets errors evaluation files geometry plots scores tables",
     "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables",
-    "cli": "calibration config datasets demo demo_results errors evaluation files hub models patch plots "
-    "publish scores sidecar tables",
+    "cli": "calibration config datasets demo demo_results errors evaluation files hub models options patch "
+    "plots publish scores sidecar tables",
     "__main__": "cli",
     "calibrate": "cli",
 }
