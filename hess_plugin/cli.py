@@ -10,10 +10,19 @@ from typing import Any
 
 from .calibration.options import add_options, read_options
 from .errors import InputError, input_errors
+from .evaluation.options import (
+    add_evaluate_options,
+    add_predict_options,
+    read_evaluate_options,
+    read_predict_options,
+)
 from .options import given
 
 USAGE_ERROR = 2  # exit code of argparse, and of everything else that the user can mend
 INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
+RESUME = {"calibrate": "; go on with --resume"} | dict.fromkeys(
+    ("predict", "evaluate"), "; the same command goes on"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hess {options.command}: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        more = "; go on with --resume" if options.command == "calibrate" else ""
-        print(f"\nhess {options.command}: interrupted{more}", file=sys.stderr)
+        print(f"\nhess {options.command}: interrupted{RESUME.get(options.command, '')}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -38,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_calibrate(commands)
+    _add_predict(commands)
+    _add_evaluate(commands)
     _add_inspect(commands)
     _add_push(commands)
     _add_pull(commands)
@@ -78,6 +88,38 @@ def _calibrate(options: argparse.Namespace) -> None:
     from .calibration.command import run_calibration
 
     run_calibration(read_options(options))
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    about = "run a model over scenes and keep its predictions"
+    predict = commands.add_parser("predict", help=about, description=about.capitalize() + ".")
+    add_predict_options(predict)
+    predict.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from .evaluation.command import run_prediction
+
+    run = read_predict_options(options)
+    run_prediction(run)
+    print(f"Predictions: {run.out}/ (measure them with `hess evaluate --predictions {run.out}`)")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    about = "predict scenes and measure the predictions, or measure those that are there"
+    evaluate = commands.add_parser("evaluate", help=about, description=about.capitalize() + ".")
+    add_evaluate_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .evaluation.command import run_prediction
+    from .evaluation.evaluate import run_evaluation
+
+    prediction, evaluation = read_evaluate_options(options)
+    if prediction is not None:
+        run_prediction(prediction)
+    run_evaluation(evaluation)
 
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:

@@ -16,18 +16,21 @@ def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """What is run, and where."""
+def add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """What is run, and where; `default` says which model is taken where none is named."""
     add = parser.add_argument
-    add("--model", required=True, help="folder or repository of a checkpoint")
+    about = "folder or repository of a checkpoint" + (f" (default: {default})" if default else "")
+    add("--model", required=default is None, help=about)
     add("--model-class", metavar="MODULE:CLASS", help="its class (default: the native VGGT or π³)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: each process's GPU, else cpu)")
 
 
-def add_scene_options(parser: argparse.ArgumentParser, num_scenes: str, num_views: str) -> None:
+def add_scene_options(
+    parser: argparse.ArgumentParser, num_scenes: str, num_views: str, required: bool = True
+) -> None:
     """Which scenes are drawn from which dataset; `num_scenes` and `num_views` say the defaults."""
     add = parser.add_argument_group("scenes").add_argument
-    add("--dataset", required=True, help="co3d, dtu, folder or synthetic")
+    add("--dataset", required=required, help="co3d, dtu, folder or synthetic")
     add("--root", type=Path, metavar="FOLDER", help="of the dataset (synthetic has none)")
     add("--subset", help="co3d: set list, with :val or :test for that split (default: manyview_dev)")
     add("--exclude", metavar="SUBSET", help="co3d: without the sequences of this one")

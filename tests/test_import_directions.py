@@ -34,7 +34,6 @@ MAY_IMPORT = {
     "processor": "backbones config kernels sparsity",
     "attention": "backbones processor",
     "patch": "attention backbones config processor scores",
-    "evaluation": "backbones config datasets errors geometry patch scores",
     "plots": "errors geometry",
     "tables": "scores",
     "sidecar": "config errors files scores",
@@ -42,7 +41,9 @@ MAY_IMPORT = {
     "hub": "errors files patch sidecar upload",
     "auto": "hub",
     "models": "errors geometry hub",
-    "loading": "errors models",
+    "loading": "backbones datasets errors models",
+    "evaluation": "backbones config datasets errors files geometry loading options patch processes scores "
+    "scores_io sidecar tables",
     # never patch
     "calibration": "backbones config datasets errors files geometry loading options processes scores tables",
     "card": "calibration errors evaluation plots scores tables",

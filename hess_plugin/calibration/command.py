@@ -10,12 +10,11 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from ..backbones import find_backbone
 from ..config import CalibrationConfig
 from ..datasets import Dataset
 from ..datasets.choice import DatasetChoice
 from ..errors import InputError, input_errors
-from ..loading import commit_of, load_model, memory_errors
+from ..loading import commit_of, load_model, memory_errors, open_scenes
 from ..processes import from_main, process_device, process_state
 from .records import check_out
 from .run import LOG_FILE, calibrate
@@ -92,8 +91,5 @@ def _published_name(model: str) -> str:
 
 
 def _open_dataset(run: CalibrationRun, model: nn.Module) -> Dataset:
-    with input_errors(ValueError):  # of no known family
-        patch_size = find_backbone(model).patch_size(model)[0]
-    own_width = getattr(getattr(model, "config", None), "img_size", None)
     more = {"with_cloud": True} if run.config.truth == "cloud" else {}
-    return run.scenes.open(patch_size, own_width, run.config.num_views, **more)
+    return open_scenes(run.scenes, model, run.config.num_views, **more)
