@@ -17,11 +17,12 @@ from .evaluation.options import (
     read_predict_options,
 )
 from .options import given
+from .sweep.options import add_sweep_options, read_sweep_options
 
 USAGE_ERROR = 2  # exit code of argparse, and of everything else that the user can mend
 INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 RESUME = {"calibrate": "; go on with --resume"} | dict.fromkeys(
-    ("predict", "evaluate"), "; the same command goes on"
+    ("predict", "evaluate", "sweep"), "; the same command goes on"
 )
 
 
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_calibrate(commands)
     _add_predict(commands)
     _add_evaluate(commands)
+    _add_sweep(commands)
     _add_inspect(commands)
     _add_push(commands)
     _add_pull(commands)
@@ -120,6 +122,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     if prediction is not None:
         run_prediction(prediction)
     run_evaluation(evaluation)
+
+
+def _add_sweep(commands: argparse._SubParsersAction) -> None:
+    about = "compare methods at equal measured density, scene by scene"
+    sweep = commands.add_parser("sweep", help=about, description=about.capitalize() + ".")
+    add_sweep_options(sweep)
+    sweep.set_defaults(run=_sweep)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from .sweep.command import run_sweep
+
+    run = read_sweep_options(options)
+    run_sweep(run)
 
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..config import HeSSConfig
     from .command import PredictionRun
     from .evaluate import EvaluationRun
+    from .protocols import Selection
 
 EPILOG = """\
 Stopped or extended, the same command goes on where it ended. With several processes:
@@ -36,6 +37,11 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     add("--hess", metavar="SCORES", help=scores)
     add("--cameras-only", action="store_true", default=None, help="keep no points and depth")
     add_scene_options(parser, num_scenes="24", num_views="the protocol's; 16", required=False)
+    add_protocol_options(parser)
+
+
+def add_protocol_options(parser: argparse.ArgumentParser) -> None:
+    """Which views, and how predictions become numbers."""
     add = parser.add_argument_group("protocol").add_argument
     add("--protocol", help=f"{PROTOCOLS} (default: the first that is made for the dataset)")
     add("--fast", action="store_true", default=None, help="co3d-vggt: 10 sequences per category")
@@ -46,25 +52,26 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     """Those, and how predictions become numbers."""
     add_predict_options(parser)
-    add = parser.add_argument_group("metrics").add_argument
+    add_metric_options(parser)
+    add = parser.add_argument
     only = "measure these predictions again, run nothing"
     add("--predictions", type=Path, metavar="FOLDER", help=only)
+    left = "leave out scenes that could not be predicted"
+    add("--skip-failed", action="store_true", default=None, help=left)
+
+
+def add_metric_options(parser: argparse.ArgumentParser) -> None:
+    """What some protocols need to turn predictions into numbers."""
+    add = parser.add_argument_group("metrics").add_argument
     root = "dtu-official: with Points/stl and ObsMask (default: --root)"
     add("--truth", type=Path, metavar="FOLDER", help=root)
     how = "dtu-official: into the scan's world by camera centres or known pixels (default: cameras)"
     add("--alignment", choices=("cameras", "pixels"), help=how)
-    add(
-        "--skip-failed",
-        action="store_true",
-        default=None,
-        help="leave out scenes that could not be predicted",
-    )
 
 
 def read_predict_options(options: argparse.Namespace) -> PredictionRun:
     """The run that the options ask for; InputError where they do not fit."""
     from .command import PredictionRun
-    from .protocols import Selection
 
     for name in ("dataset", "out"):
         if getattr(options, name) is None:
@@ -72,7 +79,7 @@ def read_predict_options(options: argparse.Namespace) -> PredictionRun:
     return PredictionRun(
         **given(options, "out", "protocol", "device", "cameras_only", "hess", *MODEL, *SCENES),
         options=given(options, *DATASET),
-        selection=Selection(**given(options, *_SELECTION)),
+        selection=read_selection(options),
         sparsity=read_sparsity(options),
         command=command_line(),
     )
@@ -95,17 +102,30 @@ def read_sparsity(options: argparse.Namespace) -> HeSSConfig | None:
 
     if options.sparse is None:
         return None
-    values: dict[str, Any] = {}
-    for part in filter(None, options.sparse.split(",")):
-        name, equals, text = part.partition("=")
-        if not equals or name == "scores":
-            raise InputError(f"--sparse takes NAME=VALUE,... with settings of HeSSConfig, got {part!r}.")
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = text
+    values = read_config(options.sparse, "--sparse")
     with input_errors(ValueError, TypeError, prefix="--sparse: "):
         return HeSSConfig.from_dict(values)
+
+
+def read_config(text: str, option: str) -> dict[str, Any]:
+    """Values by name of "NAME=VALUE,..."; numbers and lists as in JSON, all else as text."""
+    values: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or name == "scores":
+            raise InputError(f"{option} takes NAME=VALUE,... with settings of HeSSConfig, got {part!r}.")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
+def read_selection(options: argparse.Namespace) -> Selection:
+    """Which scenes and views are asked for."""
+    from .protocols import Selection
+
+    return Selection(**given(options, *_SELECTION))
 
 
 def command_line() -> str:
