@@ -33,9 +33,9 @@ def match_density(
     """Change one number of a setting until its measured density is the target's.
 
     The number is the CDF threshold, or where it is 0 the sparse ratio: both move density in one direction. It
-    is bracketed, and found by secants. The setting as given is tried first and mostly enough, since allocations
-    spend the baseline's total and differ only by what earlier layers changed; so nothing cheaper than whole
-    passes is run on the way.
+    is bracketed, and found by secants. The setting as given is tried first and mostly enough, since
+    allocations spend the baseline's total and differ only by what earlier layers changed; so nothing cheaper
+    than whole passes is run on the way.
 
     A ratio counts whole blocks of a row, so that a short sequence may have no setting within the tolerance;
     then the nearest that was found is taken.

@@ -30,7 +30,7 @@ def of_threshold(config: HeSSConfig) -> float:
     return max(1 - config.sparse_ratio, config.cdf_threshold**4)
 
 
-@pytest.mark.parametrize("target", [0.205, 0.24, 0.3, 0.55, 0.8, 0.97])
+@pytest.mark.parametrize("target", [0.21, 0.24, 0.3, 0.55, 0.8, 0.97])
 def test_threshold(target: float) -> None:
     run, tried = watched(of_threshold)
     matched = match_density(SMOOTH, target, run)
