@@ -70,7 +70,7 @@ def match_density(
         step = (target - density) / slope if slope > 0 else math.copysign(1, target - density)
         margin = 0.1 * (high[0] - low[0])
         x, before = min(max(x + step, low[0] + margin), high[0] - margin), here
-        if attempts % 3 == 0:  # where density is flat for a while, secants creep
+        if attempts % 2 == 0:  # where density is flat for a while, secants alone creep
             x = (low[0] + high[0]) / 2
     return replace(best, attempts=attempts)
 
