@@ -27,9 +27,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from hess_plugin import CalibrationConfig, VggtConfig, VggtModel
-from hess_plugin.calibration.processes import process_state
 from hess_plugin.calibration.run import LOG_FILE, calibrate
 from hess_plugin.datasets import Dataset, Scene, synthetic_scene
+from hess_plugin.processes import process_state
 
 TINY = VggtConfig(
     img_size=28, patch_size=14, embed_dim=32, depth=2, num_heads=4, patch_embed="conv", camera_trunk_depth=1,

@@ -11,9 +11,20 @@ from typing import Any, get_args
 from .calibration.options import add_options, read_options
 from .config import Backend
 from .errors import InputError, input_errors
+from .evaluation.options import (
+    add_evaluate_options,
+    add_predict_options,
+    read_evaluate_options,
+    read_predict_options,
+)
+from .options import given
+from .sweep.options import add_sweep_options, read_sweep_options
 
 USAGE_ERROR = 2  # exit code of argparse, and of everything else that the user can mend
 INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
+RESUME = {"calibrate": "; go on with --resume"} | dict.fromkeys(
+    ("predict", "evaluate", "sweep"), "; the same command goes on"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hess {options.command}: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        more = "; go on with --resume" if options.command == "calibrate" else ""
-        print(f"\nhess {options.command}: interrupted{more}", file=sys.stderr)
+        print(f"\nhess {options.command}: interrupted{RESUME.get(options.command, '')}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -38,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_calibrate(commands)
+    _add_predict(commands)
+    _add_evaluate(commands)
+    _add_sweep(commands)
     _add_bench(commands)
     _add_inspect(commands)
     _add_push(commands)
@@ -62,8 +75,8 @@ def _demo(options: argparse.Namespace) -> None:
     from .demo import DemoSettings, run_demo
     from .demo_results import format_summary
 
-    given = _given(options, "images", "out", "density", "views", "model", "hess", "device")
-    settings = DemoSettings(**given)
+    chosen = given(options, "images", "out", "density", "views", "model", "hess", "device")
+    settings = DemoSettings(**chosen)
     print(format_summary(run_demo(settings)))
     print(f"\nPictures, point clouds, cameras and numbers: {settings.out}/ (first contact_sheet.png)")
 
@@ -79,6 +92,52 @@ def _calibrate(options: argparse.Namespace) -> None:
     from .calibration.command import run_calibration
 
     run_calibration(read_options(options))
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    about = "run a model over scenes and keep its predictions"
+    predict = commands.add_parser("predict", help=about, description=about.capitalize() + ".")
+    add_predict_options(predict)
+    predict.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from .evaluation.command import run_prediction
+
+    run = read_predict_options(options)
+    run_prediction(run)
+    print(f"Predictions: {run.out}/ (measure them with `hess evaluate --predictions {run.out}`)")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    about = "predict scenes and measure the predictions, or measure those that are there"
+    evaluate = commands.add_parser("evaluate", help=about, description=about.capitalize() + ".")
+    add_evaluate_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .evaluation.command import run_prediction
+    from .evaluation.evaluate import run_evaluation
+
+    prediction, evaluation = read_evaluate_options(options)
+    if prediction is not None:
+        run_prediction(prediction)
+    run_evaluation(evaluation)
+
+
+def _add_sweep(commands: argparse._SubParsersAction) -> None:
+    about = "compare methods at equal measured density, scene by scene"
+    sweep = commands.add_parser("sweep", help=about, description=about.capitalize() + ".")
+    add_sweep_options(sweep)
+    sweep.set_defaults(run=_sweep)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from .sweep.command import run_sweep
+
+    run = read_sweep_options(options)
+    run_sweep(run)
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
@@ -99,8 +158,8 @@ def _bench(options: argparse.Namespace) -> None:
     from .benchmark.run import BenchSettings, run_bench
 
     names = ("out", "views", "dense_views", "density", "backend", "height", "width", "device")
-    given = _given(options, *names)
-    settings = BenchSettings(**given | ({"views": tuple(given["views"])} if "views" in given else {}))
+    values = given(options, *names)
+    settings = BenchSettings(**values | ({"views": tuple(values["views"])} if "views" in values else {}))
     run_bench(settings)
     print(f"\nNumbers and picture: {settings.out}/")
 
@@ -152,7 +211,7 @@ def _push(options: argparse.Namespace) -> None:
     from .sidecar import resolve
 
     sidecar: Any = resolve(options.folder, base=None)
-    choices = _given(options, "alias", "revision", "private", "create_pr", "evaluation")
+    choices = given(options, "alias", "revision", "private", "create_pr", "evaluation")
     with input_errors(ImportError):
         pushed = push_to_hub(sidecar.scores, options.repo_id, **choices)
     print(f"{'Pushed' if pushed.changed else 'Nothing to push, the same is there'}: {pushed.url}")
@@ -171,8 +230,3 @@ def _pull(options: argparse.Namespace) -> None:
 
     pull(options.name, options.out)
     print(f"Scores: {options.out}/ (look at them with `hess inspect {options.out}`)")
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that were given; the defaults of the others live where they are used."""
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

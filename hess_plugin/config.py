@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Self
 
-Allocation = Literal["hess", "uniform", "reverse"]
+Allocation = Literal["hess", "uniform", "reverse", "shuffled"]
+Surplus = Literal["redistribute", "drop"]
+SpecialKeys = Literal["always", "sparse-vggt"]
 CdfRule = Literal["cover", "sparse-vggt"]
 Backend = Literal["auto", "triton", "flex", "reference"]
 PointSource = Literal["point_head", "depth"]
@@ -77,10 +79,15 @@ class HeSSConfig(_Checked):
     sparse_ratio: float = 0.5  # ρ: each row keeps at least ⌊Mk(1-ρ)⌋ blocks; 1 leaves only `cdf_threshold`
     cdf_threshold: float = 0.9  # τ: each row keeps the blocks that cover this probability; 0 leaves only ρ
     allocation: Allocation = "hess"  # "uniform": SparseVGGT; "reverse": the least sensitive head gets most
+    shuffle_seed: int = 0  # of "shuffled", in which chance decides which head has which weight
+    surplus: Surplus = (
+        "redistribute"  # of heads above their capacity (3.3.3); "drop": nobody gets it (Fig. 10)
+    )
     camera_weight: float | None = None  # λ of Eq. 9; None takes the value recommended in the sidecar
     projection: Projection = "query"  # whose sensitivity ranks heads: W_Q, or W_K, W_V (Table 1)
     normalization: Normalization = "sum"  # how traces become weights: Eq. 7 and 8, or an ablation of Table 1
     cdf_rule: CdfRule = "cover"  # "sparse-vggt" stops one block before τ is reached, as the public code does
+    special_keys: SpecialKeys = "always"  # "sparse-vggt" leaves those in the last patch block to chance
     q_block_size: int = 128  # patch queries per block
     kv_block_size: int = 64  # patch keys per block
     dense_layers: tuple[int, ...] = ()  # indices among the global layers that stay dense
@@ -89,13 +96,20 @@ class HeSSConfig(_Checked):
 
     def __post_init__(self) -> None:
         self._in_unit_interval("sparse_ratio", "cdf_threshold", "camera_weight")
-        self._one_of("allocation", ("hess", "uniform", "reverse"))
+        self._one_of("allocation", ("hess", "uniform", "reverse", "shuffled"))
+        self._one_of("surplus", ("redistribute", "drop"))
+        self._one_of("special_keys", ("always", "sparse-vggt"))
         self._one_of("projection", PROJECTIONS)
         self._one_of("normalization", NORMALIZATIONS)
         self._one_of("cdf_rule", ("cover", "sparse-vggt"))
         self._one_of("backend", ("auto", "triton", "flex", "reference"))
         self._positive_int("q_block_size", "kv_block_size")
-        self._positive_int("dense_below_tokens", at_least=0)
+        self._positive_int("dense_below_tokens", "shuffle_seed", at_least=0)
+        if self.special_keys == "sparse-vggt" and self.q_block_size % self.kv_block_size:
+            raise ValueError(
+                "special_keys='sparse-vggt' needs a q_block_size that is a multiple of kv_block_size, got "
+                f"{self.q_block_size} and {self.kv_block_size}."
+            )
         layers = self.dense_layers
         if not isinstance(layers, tuple | list) or not all(isinstance(n, int) and n >= 0 for n in layers):
             raise ValueError(f"dense_layers must be indices of global layers, got {self.dense_layers!r}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,15 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
+from .backbones import find_backbone
+from .datasets import Dataset
+from .datasets.choice import DatasetChoice
 from .errors import InputError, input_errors
 from .models import Pi3Model, VggtModel
+
+EMBEDDED_MODEL = (
+    Path(__file__).parent / "assets" / "tiny_vggt"
+)  # a checkpoint with scores that is always there
 
 
 def load_model(name: str, device: str, hess: Any = None, model_class: str | type | None = None) -> Any:
@@ -44,6 +52,18 @@ def load_model(name: str, device: str, hess: Any = None, model_class: str | type
     prefix = f"cannot use the device {device!r}: "
     with input_errors(RuntimeError, AssertionError, prefix=prefix), memory_errors(device):
         return model.to(device).eval()
+
+
+def open_scenes(choice: DatasetChoice, model: nn.Module, min_views: int, **more: Any) -> Dataset:
+    """The dataset with photos of the size that a model takes; arguments as of `DatasetChoice.open`.
+
+    Raises:
+        InputError: the dataset cannot be opened, or the model is of no known family.
+    """
+    with input_errors(ValueError):
+        patch_size = find_backbone(model).patch_size(model)[0]
+    own_width = getattr(getattr(model, "config", None), "img_size", None)
+    return choice.open(patch_size, own_width, min_views, **more)
 
 
 def check_folder(name: str) -> None:
@@ -116,6 +136,15 @@ def commit_of(name: str) -> str | None:
         if path is not None:
             return extract_commit_hash(path, None)
     return None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all weights of a model: names, types and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _tensor_names(name: str) -> set[str]:

@@ -81,14 +81,18 @@ class HeSSHandle:
     @property
     def stats(self) -> HeSSStats:
         """Measured in the last forward pass; RuntimeError before the first."""
-        density = torch.ones(self._size, dtype=torch.float64)
+        measured: list[Tensor] = []
         for replacement in self._replacements:
             processor = replacement.sparse.processor
             if processor.kept_blocks is None:
                 raise RuntimeError(
                     "no forward pass has been measured yet; run model(images), then read stats."
                 )
-            density[replacement.layer] = processor.kept_blocks.cpu().double().mean(0) / processor.num_blocks
+            measured.append(processor.kept_blocks.double().mean(0) / processor.num_blocks)
+        density = torch.ones(self._size, dtype=torch.float64)
+        if measured:
+            layers = [replacement.layer for replacement in self._replacements]
+            density[layers] = torch.stack([each.to(measured[0].device) for each in measured]).cpu()
         return HeSSStats(density)
 
     def remove(self) -> None:

@@ -28,6 +28,8 @@ class HeSSAttentionProcessor:
 
     Special tokens, and tokens after all views, are never skipped: as queries they attend to every token, as
     keys every query attends to them. Patch queries attend to selected blocks of patch keys (`BlockPlan`).
+    With `special_keys="sparse-vggt"` the special keys that fit into the last patch block share its lot, as in
+    SparseVGGT's public code, and only the others are never skipped.
     Plain data: it can be pickled and copied, and adds nothing to a model's state dict.
 
     Attributes:
@@ -101,6 +103,15 @@ class HeSSAttentionProcessor:
             _split(x, layout) for x in (q, k, v)
         )
         plan = self.plan(patch_q, patch_k)
+        if self.config.special_keys == "sparse-vggt":
+            # The last patch block is filled up with special tokens, whose keys then share its lot. Queries
+            # and values go along so that shapes agree; the rows of the queries are cut off again.
+            free = -patches % self.config.kv_block_size
+            patch_q, patch_k, patch_v = (
+                torch.cat([patch, special[:, :, :free]], dim=2)
+                for patch, special in ((patch_q, special_q), (patch_k, special_k), (patch_v, special_v))
+            )
+            special_k, special_v = special_k[:, :, free:], special_v[:, :, free:]
         self.kept_blocks = plan.row_counts.sum(-1)
         parts = [
             block_sparse_attention(
@@ -117,7 +128,7 @@ class HeSSAttentionProcessor:
             )
             for heads, selection in plan
         ]
-        patch_out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        patch_out = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[:, :, :patches]
         return _join(F.scaled_dot_product_attention(special_q, k, v), patch_out, layout)
 
     def plan(self, patch_q: Tensor, patch_k: Tensor) -> BlockPlan:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -177,6 +177,17 @@ class HeadScores:
                     "calibrate again, or give this error no weight (camera_weight 0 or 1)."
                 )
         return head_weights(traces["camera"], traces["points"], share, normalization)
+
+    def of_scenes(self, scene_ids: Sequence[str]) -> Self:
+        """The scores of some of the calibration scenes alone; ValueError for one that is none of them."""
+        order = {scene_id: index for index, scene_id in enumerate(self.info.scene_ids)}
+        unknown = [scene_id for scene_id in scene_ids if scene_id not in order]
+        if unknown or not scene_ids:
+            raise ValueError(f"these scores have {len(order)} scenes, and not {unknown or 'none at all'}.")
+        rows = [order[scene_id] for scene_id in scene_ids]
+        view_ids = tuple(self.info.view_ids[row] for row in rows)
+        info = replace(self.info, scene_ids=tuple(scene_ids), view_ids=view_ids)
+        return type(self)({name: trace[rows] for name, trace in self.scene_traces.items()}, info)
 
     def check_fit(
         self, *, backbone: str, num_layers: int, num_heads: int, head_dim: int, weights_sha256: str | None

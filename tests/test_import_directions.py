@@ -21,7 +21,9 @@ KERNEL = ROOT / "kernels" / "torch-ext" / "hess_attention"
 MAY_IMPORT = {
     "errors": "",
     "config": "",
+    "options": "",
     "files": "errors",
+    "processes": "errors",
     "geometry": "",
     "kernels": "",
     "sparsity": "config kernels",
@@ -32,7 +34,6 @@ MAY_IMPORT = {
     "processor": "backbones config kernels sparsity",
     "attention": "backbones processor",
     "patch": "attention backbones config processor scores",
-    "evaluation": "backbones config datasets errors geometry patch scores",
     "plots": "errors geometry",
     "tables": "scores",
     "sidecar": "config errors files scores",
@@ -40,15 +41,19 @@ MAY_IMPORT = {
     "hub": "errors files patch sidecar upload",
     "auto": "hub",
     "models": "errors geometry hub",
-    "loading": "errors models",
-    "calibration": "backbones config datasets errors files geometry loading scores tables",  # never patch
+    "loading": "backbones datasets errors models",
+    "evaluation": "backbones config datasets errors files geometry loading options patch processes scores "
+    "scores_io sidecar tables",
+    # never patch
+    "calibration": "backbones config datasets errors files geometry loading options processes scores tables",
+    "sweep": "config datasets errors evaluation files loading options patch processes scores sidecar",
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
     "demo_results": "config datasets errors evaluation files geometry plots scores tables",
     "benchmark": "attention config errors files loading models patch plots scores sparsity",
     "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables",
-    "cli": "benchmark calibration config datasets demo demo_results errors evaluation files hub models patch "
-    "plots publish scores sidecar tables",
+    "cli": "benchmark calibration config datasets demo demo_results errors evaluation files hub models options "
+    "patch plots publish scores sidecar sweep tables",
     "__main__": "cli",
     "calibrate": "cli",
 }

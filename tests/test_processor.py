@@ -94,6 +94,25 @@ def test_special_tokens_are_attended_both_ways(layout: TokenLayout) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_special_keys_as_the_public_code_has_them(layout: TokenLayout) -> None:
+    """The patch keys, then the special ones, cut into blocks: those wholly beyond the patches are kept."""
+    config = replace(SMALL, sparse_ratio=0.7, cdf_threshold=0.3, special_keys="sparse-vggt")
+    q, k, v = tokens(layout, batch=2)
+    out = HeSSAttentionProcessor(WEIGHTS, config)(q, k, v, layout)
+    special = is_special(layout)
+    order = torch.cat([(~special).nonzero()[:, 0], special.nonzero()[:, 0]])
+    blocks = block_map(q[:, :, ~special], k[:, :, ~special], WEIGHTS, config)
+    beyond = -(-layout.num_tokens // config.kv_block_size) - blocks.shape[-1]
+    blocks = F.pad(blocks, (0, beyond), value=True).repeat_interleave(config.kv_block_size, -1)
+    visible = torch.ones(2, 4, layout.num_tokens, layout.num_tokens, dtype=torch.bool)
+    patches = int((~special).sum())
+    rows = blocks.repeat_interleave(config.q_block_size, -2)[:, :, :patches, : layout.num_tokens]
+    visible[:, :, (~special).nonzero()[:, 0]] = rows[..., order.argsort()]
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_joining_undoes_splitting(layout: TokenLayout) -> None:
     x = torch.arange(2 * 3 * layout.num_tokens * 4).view(2, 3, layout.num_tokens, 4)
     special, patch = _split(x, layout)

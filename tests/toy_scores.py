@@ -34,7 +34,8 @@ def make_info(**changes: Any) -> ScoresInfo:
 def make_scores(**changes: Any) -> HeadScores:
     info, generator = make_info(**changes), torch.Generator().manual_seed(0)
     names = trace_names(info.projections)
-    return HeadScores({n: torch.rand(2, 2, 3, generator=generator, dtype=torch.float64) for n in names}, info)
+    shape = (len(info.scene_ids), 2, 3)
+    return HeadScores({n: torch.rand(shape, generator=generator, dtype=torch.float64) for n in names}, info)
 
 
 def traces_of(camera: list, points: list) -> dict[str, Tensor]:

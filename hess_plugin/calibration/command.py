@@ -10,21 +10,15 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from ..backbones import find_backbone
 from ..config import CalibrationConfig
-from ..datasets import DATASETS, Dataset, open_dataset
+from ..datasets import Dataset
+from ..datasets.choice import DatasetChoice
 from ..errors import InputError, input_errors
-from ..loading import commit_of, load_model, memory_errors
-from .processes import from_main, process_state
+from ..loading import commit_of, load_model, memory_errors, open_scenes
+from ..processes import from_main, process_device, process_state
 from .records import check_out
 from .run import LOG_FILE, calibrate
 from .summary import format_reasons, format_summary
-
-IMAGE_WIDTH = 518  # pixels, for a model that does not name its own; rounded down to whole patches
-_OPTIONS = {  # what the command offers of the datasets
-    "co3d": ("subset", "exclude", "categories", "min_quality", "with_background"),
-    "dtu": ("scans", "light"),
-}
 
 
 @dataclass(frozen=True)
@@ -37,27 +31,21 @@ class CalibrationRun:
     root: Path | None = None  # of the dataset; None for "synthetic"
     model_class: str | None = None  # "module:name"; None finds the native class
     image_width: int | None = None  # pixels; None: the model's own
-    options: dict[str, Any] = field(default_factory=dict)  # of the dataset, see _OPTIONS
+    options: dict[str, Any] = field(default_factory=dict)  # of the dataset, see `DatasetChoice`
     config: CalibrationConfig = field(default_factory=CalibrationConfig)
     device: str | None = None  # None: this process's GPU, or the CPU where there is none
     resume: bool = False
     skip_failed: bool = False
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise InputError(f"unknown dataset {self.dataset!r}; known: {', '.join(DATASETS)}.")
-        if self.root is None and self.dataset != "synthetic":
-            raise InputError(f"--dataset {self.dataset} needs --root, the folder of the data.")
-        if self.root is not None and self.dataset == "synthetic":
-            raise InputError("--dataset synthetic reads no files; leave --root out.")
-        if self.root is not None and not self.root.is_dir():
-            raise InputError(f"there is no folder {self.root}; give --root the folder of {self.dataset}.")
-        known = _OPTIONS.get(self.dataset, ())
-        unknown = [f"--{name.replace('_', '-')}" for name in self.options if name not in known]
-        if unknown:
-            raise InputError(f"{unknown[0]} is no option of --dataset {self.dataset}; leave it out.")
+        _ = self.scenes  # checks them
         if self.config.truth == "cloud" and self.dataset == "synthetic":
             raise InputError("--truth cloud needs a dataset with point clouds, synthetic has none.")
+
+    @property
+    def scenes(self) -> DatasetChoice:
+        """Where the scenes come from."""
+        return DatasetChoice(self.dataset, self.root, self.image_width, self.options)
 
 
 def run_calibration(run: CalibrationRun) -> None:
@@ -67,7 +55,7 @@ def run_calibration(run: CalibrationRun) -> None:
         InputError: the model, the dataset or the settings cannot be used, or scenes failed.
     """
     state = process_state(cpu=run.device == "cpu" or not torch.cuda.is_available())
-    device = _device(run.device, state)
+    device = process_device(run.device, state)
     if from_main(state, lambda: check_out(run.out, run.resume)):  # before the model is fetched
         with memory_errors(device, f"{run.config.num_views} views (--num-views) a scene"):
             _run(run, state, device)
@@ -102,28 +90,6 @@ def _published_name(model: str) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
-def _device(asked: str | None, state: PartialState) -> str:
-    """The device of this process: of several, each has a GPU of its own, or all share the CPU."""
-    if asked is None or (asked == "cuda" and state.num_processes > 1):
-        return str(state.device)
-    if state.num_processes > 1 and asked != "cpu":
-        raise InputError(
-            f"--device {asked} is for one process, but {state.num_processes} were launched: leave it out."
-        )
-    return asked
-
-
 def _open_dataset(run: CalibrationRun, model: nn.Module) -> Dataset:
-    with input_errors(ValueError):  # of no known family
-        patch_size = find_backbone(model).patch_size(model)[0]
-    own = getattr(getattr(model, "config", None), "img_size", IMAGE_WIDTH)
-    options = dict(run.options) | {"min_views": run.config.num_views}
-    if run.config.truth == "cloud":
-        options["with_cloud"] = True
-    return open_dataset(
-        run.dataset,
-        root=run.root,
-        image_width=own // patch_size * patch_size if run.image_width is None else run.image_width,
-        patch_size=patch_size,
-        **options,
-    )
+    more = {"with_cloud": True} if run.config.truth == "cloud" else {}
+    return open_scenes(run.scenes, model, run.config.num_views, **more)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from ..config import CalibrationConfig
 from ..datasets import Dataset, Scene
+from ..datasets.reading import read_ahead
 from .fisher import scene_traces
 from .records import SceneRecord
 
@@ -22,22 +22,13 @@ def measure(
     model: nn.Module, dataset: Dataset, scene_ids: Sequence[str], config: CalibrationConfig
 ) -> Iterator[SceneRecord]:
     """The record of each scene, in order. Files of the next scene are read while one is measured."""
-    for scene_id, loading in _read_ahead(dataset, scene_ids, config):
+
+    def load(scene_id: str) -> Scene:
+        return dataset.load(scene_id, config.num_views, config.seed)
+
+    for scene_id, loading in read_ahead(load, scene_ids):
         record = _measure(model, scene_id, loading, config)
         yield record if record.failure is None else _without_root(record, dataset)
-
-
-def _read_ahead(
-    dataset: Dataset, scene_ids: Sequence[str], config: CalibrationConfig
-) -> Iterator[tuple[str, Future[Scene]]]:
-    """Each scene with its files being read: those of the next one while this one is measured."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        queue: deque[tuple[str, Future[Scene]]] = deque()
-        for scene_id in scene_ids:
-            queue.append((scene_id, reader.submit(dataset.load, scene_id, config.num_views, config.seed)))
-            if len(queue) > 1:
-                yield queue.popleft()
-        yield from queue
 
 
 def _measure(

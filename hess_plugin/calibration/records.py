@@ -13,9 +13,8 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError, input_errors
 from ..files import write_atomic
@@ -167,15 +166,6 @@ def check_out(out: Path, resume: bool) -> bool:
 def unfinished(out: Path) -> list[Path]:
     """Folders with records of calibrations that were stopped."""
     return [folder for folder in sorted(out.glob(f"{_PREFIX}*")) if _record_files(folder)]
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all weights of a model: names, types and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _record_files(folder: Path) -> list[Path]:

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
-from tqdm import tqdm
 
 from ..backbones import find_backbone
 from ..config import CalibrationConfig
 from ..datasets import Dataset
 from ..errors import InputError
 from ..files import write_atomic
+from ..loading import fingerprint
+from ..processes import from_main, process_state, shared_bar
 from ..scores import HeadScores, ScoresInfo, trace_names
 from .fisher import check_dense
 from .measuring import measure
-from .processes import from_main, process_state
-from .records import RecordFolder, SceneRecord, check_out, fingerprint
+from .records import RecordFolder, SceneRecord, check_out
 from .reproducible import reproducible
 from .summary import bootstrap_interval
 
@@ -123,20 +123,11 @@ def _measure_share(
 ) -> None:
     """Measure this process's share of the missing scenes, then wait for all others."""
     total, share = len(records.scene_ids), missing[state.process_index :: state.num_processes]
-    bar = tqdm(
-        desc="calibrating",
-        total=total,
-        initial=total - len(missing),
-        unit="scene",
-        disable=None if state.is_main_process else True,  # None: where nobody watches
-    )
-    with bar:
+    with shared_bar(state, "calibrating", total, records.count) as bar:
         for record in measure(model, dataset, share, config):
             records.write(record)
             bar.set_postfix_str(f"peak {record.peak_memory / 2**30:.1f} GiB", refresh=False)
             bar.update(records.count() - bar.n)  # scenes of all processes
-        state.wait_for_everyone()
-        bar.update(records.count() - bar.n)
 
 
 def _assemble(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -118,9 +119,26 @@ class PhotoDataset(Dataset):
             raise InputError(f"num_views must be at least 1, got {num_views}.")
         self.check_scene(scene_id)
         ids = self.view_ids(scene_id)
+        return self._read(scene_id, draw(ids, seed, self.name, scene_id), num_views)
+
+    def load_views(self, scene_id: str, view_ids: Sequence[str]) -> Scene:
+        """A scene with these views in this order, as a protocol names them; the first is the reference view.
+
+        Raises:
+            InputError: there is no such scene or view, one shows nothing, or one of its files is damaged.
+        """
+        self.check_scene(scene_id)
+        unknown = [view_id for view_id in view_ids if view_id not in self.view_ids(scene_id)]
+        if unknown or not view_ids:
+            name = repr(unknown[0]) if unknown else "of no name"
+            raise InputError(f"scene {scene_id!r} of {self.name} has no view {name}.")
+        return self._read(scene_id, view_ids, len(view_ids))
+
+    def _read(self, scene_id: str, view_ids: Sequence[str], num_views: int | None) -> Scene:
+        """The scene of the first `num_views` (None: all) of these views that are usable."""
         views: dict[str, View] = {}
         unusable: dict[str, str] = {}
-        for view_id in draw(ids, seed, self.name, scene_id):
+        for view_id in view_ids:
             if len(views) == num_views:
                 break
             try:
@@ -132,7 +150,7 @@ class PhotoDataset(Dataset):
         if len(views) < (num_views or 1):
             reasons = "".join(f"; {view_id}: {reason}" for view_id, reason in list(unusable.items())[:1])
             raise InputError(
-                f"scene {scene_id!r} of {self.name} has {len(views)} usable views of {len(ids)}, "
+                f"scene {scene_id!r} of {self.name} has {len(views)} usable views of {len(view_ids)}, "
                 f"{num_views or 1} are needed{reasons}."
             )
         scene = stack_views(scene_id, views, self.read_cloud(scene_id))

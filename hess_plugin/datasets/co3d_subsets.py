@@ -75,26 +75,31 @@ class Subset:
         Raises:
             InputError: a set list cannot be read, or the split in it is missing, empty or malformed.
         """
+        return {sequence: set(numbers) for sequence, numbers in self.entries(root, category).items()}
+
+    def entries(self, root: Path, category: str) -> dict[str, list[int]]:
+        """The same in file order, which protocols draw from; a frame that is listed twice is there twice."""
         names = set(read_json(root / SUBSETS_FILE).field(category))
-        listed: Listed = {}
+        listed: dict[str, list[int]] = {}
         for name in self.set_lists:
             if name in names:
                 path = root / category / "set_lists" / f"set_lists_{name}.json"
-                for sequence, numbers in _read_set_list(path, self.split).items():
-                    listed.setdefault(sequence, set()).update(numbers)
+                for sequence, number in _read_set_list(path, self.split):
+                    listed.setdefault(sequence, []).append(number)
         return listed
 
 
-def _read_set_list(path: Path, split: str) -> Listed:
+def _read_set_list(path: Path, split: str) -> list[tuple[str, int]]:
+    """Sequence and frame number of each entry of a split, in order."""
     record = read_json(path)
     entries = record.field(split)
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{record.where}: {split!r} must be a list of at least one frame.")
-    listed: Listed = {}
+    listed = []
     for index, entry in enumerate(entries):
         match entry:
             case [str(sequence), int(number), *_]:
-                listed.setdefault(sequence, set()).add(number)
+                listed.append((sequence, number))
             case _:
                 raise InputError(
                     f"{record.where}: '{split}[{index}]' must be sequence_name, frame_number and path."

@@ -33,13 +33,16 @@ class Prediction:
     density: float  # measured share of attended blocks over all global layers; 1 without a handle
 
 
-def predict(model: nn.Module, scene: Scene, handle: HeSSHandle | None = None) -> Prediction:
+def predict(
+    model: nn.Module, scene: Scene, handle: HeSSHandle | None = None, keep_on_device: bool = False
+) -> Prediction:
     """One forward pass over all views of a scene, under bfloat16 autocast on CUDA.
 
     Args:
         model: of a known family, in eval mode; the images go to the device of its parameters.
         scene: only `images` and `name` are read.
         handle: of the sparse attention applied to the model, for its measured density; None means dense.
+        keep_on_device: leave the prediction where the model is, for metrics there.
     """
     backbone = find_backbone(model)
     device = next(model.parameters()).device
@@ -52,7 +55,7 @@ def predict(model: nn.Module, scene: Scene, handle: HeSSHandle | None = None) ->
         seconds = time.perf_counter() - start
     result = backbone.reconstruct(outputs)
     extrinsics, points, depth, confidence = (
-        value[0].float().cpu()
+        value[0].float().to(device if keep_on_device else "cpu")
         for value in (result.extrinsics, result.points, result.depth, result.confidence)
     )
     density = 1.0 if handle is None else float(handle.stats.density.mean())
@@ -71,13 +74,14 @@ def fit_intrinsics(points: Tensor, extrinsics: Tensor) -> Tensor:
         extrinsics: [V, 3, 4] world to camera.
     """
     num_views, height, width, _ = points.shape
-    center = torch.tensor([(width - 1) / 2, (height - 1) / 2])
-    grid = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
+    columns, rows = (torch.arange(n, device=points.device) for n in (width, height))
+    center = points.new_tensor([(width - 1) / 2, (height - 1) / 2])
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
     local = points.flatten(1, 2) @ extrinsics[..., :3].mT + extrinsics[:, None, :, 3]  # [V, pixels, 3]
     side, z = local[..., :2], local[..., 2:].clamp_min(0)
     ray = (grid - center).flatten(0, 1) * z
     focal = (side * ray).sum((1, 2)) / (side * side * (z > 0)).sum((1, 2)).clamp_min(1e-12)
-    intrinsics = torch.eye(3).repeat(num_views, 1, 1)
+    intrinsics = torch.eye(3, device=points.device).repeat(num_views, 1, 1)
     intrinsics[:, :2, 2] = center
     # A broken reconstruction can fit a mirrored or vanishing camera; none is taken to see more than 127°.
     intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = focal.clamp_min(max(height, width) / 4)

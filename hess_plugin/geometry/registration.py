@@ -133,10 +133,10 @@ def refine_by_icp(
 
 def _icp(source: Tensor, target: Tensor, radius: float) -> tuple[Any, Any]:
     """Open3D's results for thinned clouds: without moving the source, and after point-to-plane ICP."""
-    o3d = _open3d()
+    o3d = load_open3d()
     registration = o3d.pipelines.registration
     cell = _ICP_CELL * cloud_size(target)
-    with _one_thread():
+    with one_thread():
         moved, fixed = _thinned(o3d, source, cell), _thinned(o3d, target, cell)
         fixed.estimate_normals(o3d.geometry.KDTreeSearchParamHybrid(radius=3 * cell, max_nn=30))
         before = registration.evaluate_registration(moved, fixed, radius)
@@ -176,8 +176,8 @@ def _matched(
     source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], cell: float
 ) -> tuple[Tensor, Tensor]:
     """Points [K, 3] of source and target whose features are each other's nearest, row by row."""
-    o3d = _open3d()
-    with _one_thread():
+    o3d = load_open3d()
+    with one_thread():
         described = [_described(o3d, *cloud, cell) for cloud in (source, target)]
         pairs = o3d.pipelines.registration.correspondences_from_features(
             *(features for _, features in described), mutual_filter=True, mutual_consistency_ratio=0.0
@@ -207,7 +207,7 @@ def _cost(result: Any, radius: float) -> float:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Run OpenMP and BLAS in one thread: Open3D's ICP sums in the order in which threads finish."""
     from threadpoolctl import threadpool_limits  # comes with Open3D
 
@@ -215,7 +215,8 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def _open3d() -> Any:
+def load_open3d() -> Any:
+    """The module; ImportError names the extra to install."""
     try:
         import open3d
     except ImportError as error:

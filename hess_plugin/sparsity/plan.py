@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,8 @@ class BlockPlan:
     3. The sum over a layer's heads and rows is its total budget (3.3.1). Under a CDF threshold the baseline
        differs between heads; only the sum enters the method.
     4. Share the total over heads by their weights (3.3.2, 3.3.3), at least one block per row; "reverse" gives
-       the head of rank r the weight of rank H - 1 - r.
+       the head of rank r the weight of rank H - 1 - r, "shuffled" each head the weight of a random one. With
+       `surplus="drop"` what a head cannot use is lost, so that less than the total is spent.
     5. Spread each head's budget over its rows in proportion to the baseline, and keep the most probable.
 
     Equal weights give every head the same budget. That is the "uniform" selection if only the sparse ratio is
@@ -103,10 +105,14 @@ class BlockPlan:
             )
         if self._config.allocation == "reverse":
             head_weights = _reversed_ranks(head_weights)
+        elif self._config.allocation == "shuffled":
+            head_weights = _shuffled(head_weights, self._config.shuffle_seed)
         # From pageable memory a small non-blocking copy is safe, and it does not wait for the GPU.
         weights = torch.tensor(head_weights, dtype=torch.float64).to(self._q.device, non_blocking=True)
         total = self.row_counts.sum((1, 2))
-        budget = budgets.water_fill(weights, total, capacity=q_blocks * kv_blocks, floor=q_blocks)
+        capacity = q_blocks * kv_blocks
+        reach = capacity if self._config.surplus == "redistribute" else heads * capacity
+        budget = budgets.water_fill(weights, total, reach, floor=q_blocks).clamp(max=capacity)
         return budgets.row_counts(budget, self.row_counts, kv_blocks)
 
 
@@ -115,6 +121,11 @@ def _reversed_ranks(weights: Sequence[float]) -> list[float]:
     order = sorted(range(len(weights)), key=weights.__getitem__)
     swapped = dict(zip(order, reversed(order), strict=True))
     return [weights[swapped[head]] for head in range(len(weights))]
+
+
+def _shuffled(weights: Sequence[float], seed: int) -> list[float]:
+    """The same weights in an order drawn by seed and weights, so that layers are shuffled apart."""
+    return random.Random(f"{seed} {tuple(weights)}").sample(list(weights), len(weights))
 
 
 def _steps(backend: str) -> Steps:

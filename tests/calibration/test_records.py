@@ -14,8 +14,9 @@ import pytest
 import torch
 from doubles import tiny_native_vggt
 
-from hess_plugin.calibration.records import RecordFolder, SceneRecord, check_out, fingerprint, unfinished
+from hess_plugin.calibration.records import RecordFolder, SceneRecord, check_out, unfinished
 from hess_plugin.errors import InputError
+from hess_plugin.loading import fingerprint
 
 RUN = {
     "scene_ids": ["apple/1_2", "bench/3", "ünï"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hess_plugin.evaluation.pose import ate, auc, pair_errors
+from hess_plugin.evaluation.pose import ate, auc, pair_errors, recall, rpe
 
 
 def turn_z(degrees: float) -> torch.Tensor:
@@ -76,6 +76,19 @@ def test_pair_errors_equal_brute_force(views: int, size: float) -> None:
     np.testing.assert_allclose(errors.pose, np.maximum(rotations, translations), atol=1e-5)
 
 
+def test_the_other_cameras_axes() -> None:
+    """π³ takes E_j E_i⁻¹: as if the views came in reverse; directions differ, rotation angles do not."""
+    truth = random_extrinsics(5, seed=20)
+    predicted = perturbed(truth, 0.3, seed=21)
+    second = pair_errors(predicted, truth, frame="second")
+    rotations, translations = brute_force_pairs(predicted.flip(0).numpy(), truth.flip(0).numpy())
+    np.testing.assert_allclose(second.rotation.sort().values, np.sort(rotations), atol=1e-5)
+    np.testing.assert_allclose(second.translation.sort().values, np.sort(translations), atol=1e-5)
+    first = pair_errors(predicted, truth)
+    torch.testing.assert_close(first.rotation, second.rotation, atol=1e-5, rtol=0)
+    assert (first.translation - second.translation).abs().max() > 0.1
+
+
 def test_known_angles() -> None:
     """One camera turned by 20 degrees about the axis; its own translation turns along."""
     truth = torch.eye(3, 4, dtype=torch.float64).repeat(2, 1, 1)
@@ -127,6 +140,11 @@ def test_auc_of_one_pair(error: float, expected: float) -> None:
     assert auc(torch.tensor([error]).double(), 30) == pytest.approx(expected, abs=1e-15)
 
 
+def test_recall_counts_what_is_below() -> None:
+    errors = torch.tensor([0.0, 4.999, 5.0, 5.001, math.inf]).double()
+    assert (recall(errors, 5), recall(errors, 6), recall(errors, 0.5)) == (0.4, 0.8, 0.2)
+
+
 @pytest.mark.parametrize("scale", [0.1, 1.0, 40.0])
 def test_ate_is_zero_up_to_a_similarity(scale: float) -> None:
     truth = random_extrinsics(6, seed=8)
@@ -157,6 +175,64 @@ def test_ate_follows_the_unit_of_truth() -> None:
     assert ate(predicted, larger) == pytest.approx(7 * ate(predicted, truth))
 
 
+def brute_force_rpe(predicted: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """evo's definition with 4x4 matrices and a similarity found by another solver (SciPy)."""
+    from scipy.optimize import least_squares
+    from scipy.spatial.transform import Rotation
+
+    bottom = np.array([[0.0, 0.0, 0.0, 1.0]])
+    poses, true_poses = (
+        [np.linalg.inv(np.vstack([e, bottom])) for e in group] for group in (predicted, truth)
+    )
+    centers, true_centers = (np.array([pose[:3, 3] for pose in group]) for group in (poses, true_poses))
+
+    def misfit(x: np.ndarray) -> np.ndarray:
+        turned = Rotation.from_rotvec(x[1:4]).apply(centers)
+        return (np.exp(x[0]) * turned + x[4:] - true_centers).ravel()
+
+    starts = [
+        np.concatenate([[0.0], Rotation.random(random_state=i).as_rotvec(), np.zeros(3)]) for i in range(12)
+    ]
+    best = min(
+        (least_squares(misfit, start, xtol=1e-14, ftol=1e-14) for start in starts), key=lambda r: r.cost
+    )
+    turn = Rotation.from_rotvec(best.x[1:4]).as_matrix()
+    lengths, angles = [], []
+    for pose in poses:
+        pose[:3, 3] = np.exp(best.x[0]) * turn @ pose[:3, 3] + best.x[4:]
+        pose[:3, :3] = turn @ pose[:3, :3]
+    for i in range(len(poses) - 1):
+        true_step = np.linalg.inv(true_poses[i]) @ true_poses[i + 1]
+        error = np.linalg.inv(true_step) @ np.linalg.inv(poses[i]) @ poses[i + 1]
+        lengths.append(np.linalg.norm(error[:3, 3]))
+        angles.append(np.degrees(np.arccos(np.clip((np.trace(error[:3, :3]) - 1) / 2, -1, 1))))
+    return float(np.sqrt(np.mean(np.square(lengths)))), float(np.sqrt(np.mean(np.square(angles))))
+
+
+@pytest.mark.parametrize("size", [0.05, 0.5])
+def test_rpe_equals_brute_force(size: float) -> None:
+    truth = random_extrinsics(5, seed=30)
+    predicted = moved_world(perturbed(truth, size, seed=31), 3.0, seed=32)
+    np.testing.assert_allclose(
+        rpe(predicted, truth), brute_force_rpe(predicted.numpy(), truth.numpy()), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("scale", [0.1, 40.0])
+def test_rpe_is_zero_up_to_a_similarity(scale: float) -> None:
+    truth = random_extrinsics(6, seed=33)
+    np.testing.assert_allclose(rpe(moved_world(truth, scale, seed=34), truth), 0, atol=1e-6)
+
+
+def test_rpe_of_one_turned_camera() -> None:
+    """The last of five views is turned by 60 degrees on the spot: one step of four has that error."""
+    truth = random_extrinsics(5, seed=35)
+    predicted = truth.clone()
+    predicted[4] = turn_z(60) @ truth[4]
+    translation, rotation = rpe(predicted, truth)
+    assert (translation, rotation) == (pytest.approx(0, abs=1e-12), pytest.approx(60 / math.sqrt(4)))
+
+
 GOOD = random_extrinsics(4, seed=14)
 NAN = GOOD.clone()
 NAN[1, 2, 3] = math.nan
@@ -172,6 +248,10 @@ NAN[1, 2, 3] = math.nan
         (lambda: ate(GOOD, NAN), "truth extrinsics hold NaN"),
         (lambda: ate(GOOD[:2], GOOD[:2]), "at least 3 views are needed here, got 2"),
         (lambda: ate(GOOD, cameras_at([[float(i), 0, 0] for i in range(4)])), "lie on one line"),
+        (lambda: rpe(GOOD, NAN), "truth extrinsics hold NaN"),
+        (lambda: rpe(GOOD[:2], GOOD[:2]), "at least 3 views are needed here, got 2"),
+        (lambda: recall(torch.zeros(0), 5), r"errors must be \[N\] with N >= 1, got \[0\]"),
+        (lambda: recall(torch.tensor([math.nan]), 5), "NaN or negative"),
         (lambda: auc(torch.zeros(0), 30), r"errors must be \[N\] with N >= 1, got \[0\]"),
         (lambda: auc(torch.tensor([1.0, math.nan]), 30), "NaN or negative"),
         (lambda: auc(torch.tensor([-1.0]), 30), "NaN or negative"),

@@ -9,6 +9,7 @@ import torch
 from layer_inputs import LAYOUTS, SMALL, WEIGHTS, block_map, patches, select, tokens
 
 from hess_plugin.backbones.base import TokenLayout
+from hess_plugin.config import HeSSConfig
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -39,6 +40,48 @@ def test_budgets_follow_the_scores() -> None:
     assert len(set(kept["hess"])) == 4
     # The head of rank r gets what the head of rank H - 1 - r would have had.
     assert [kept["reverse"][head] for head in ranked] == [kept["hess"][head] for head in reversed(ranked)]
+
+
+def test_shuffling_hands_the_same_budgets_to_other_heads() -> None:
+    layout = TokenLayout(6, 5, (6, 7))
+    q, k, _ = patches(tokens(layout), layout)
+    config = replace(SMALL, sparse_ratio=0.8, cdf_threshold=0.0)
+
+    def kept(config: HeSSConfig, weights: tuple[float, ...] = WEIGHTS) -> list[int]:
+        return select(q, k, weights, config).kv_num_blocks.sum(-1)[0].tolist()
+
+    hess = kept(config)
+    orders = {tuple(kept(replace(config, allocation="shuffled", shuffle_seed=seed))) for seed in range(20)}
+    assert len(orders) > 5
+    assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(hess))}
+    assert kept(replace(config, allocation="shuffled")) == kept(replace(config, allocation="shuffled"))
+    # Layers are shuffled apart: where each place comes from differs between two sets of weights.
+    places = set()
+    for scale in range(1, 8):
+        weights = tuple(w + 1e-9 * scale for w in WEIGHTS)
+        order = kept(replace(config, allocation="shuffled"), weights)
+        places.add(tuple(order))
+    assert len(places) > 1
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.6])  # sparser, and the floor of one block per row rules
+def test_dropped_surplus_is_what_exceeds_the_capacity(ratio: float) -> None:
+    layout = TokenLayout(6, 5, (6, 7))
+    q, k, _ = patches(tokens(layout), layout)
+    config = replace(SMALL, sparse_ratio=ratio, cdf_threshold=0.0)
+    weights = (0.9, 0.05, 0.03, 0.02)
+    uniform = select(q, k, None, replace(config, allocation="uniform")).kv_num_blocks
+    rows, total = uniform.shape[2], int(uniform.sum())
+    capacity = rows * -(-k.shape[2] // config.kv_block_size)
+    dropped = select(q, k, weights, replace(config, surplus="drop")).kv_num_blocks.sum(-1)[0]
+    assert dropped[0] == min(capacity, round(0.9 * total))
+    for head, weight in enumerate(weights[1:], start=1):
+        assert int(dropped[head]) == pytest.approx(max(rows, weight * total), abs=3 * rows)
+    kept = select(q, k, weights, config).kv_num_blocks.sum(-1)[0]
+    assert (dropped <= kept).all()
+    assert int(kept.sum()) == total >= int(dropped.sum())
+    if 0.9 * total > capacity:
+        assert int(dropped.sum()) < total
 
 
 def test_selection_permutes_with_the_heads() -> None:

@@ -1,0 +1,166 @@
+"""The command `hess predict`: a model and scenes in, files of predictions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from ..config import HeSSConfig
+from ..datasets import Dataset, Scene
+from ..datasets.choice import DatasetChoice
+from ..datasets.reading import read_ahead
+from ..errors import InputError
+from ..loading import EMBEDDED_MODEL, memory_errors, open_scenes
+from ..patch import apply_hess
+from ..processes import from_main, process_device, process_state, shared_bar
+from ..scores import HeadScores
+from .predict import predict
+from .predictions import FORMAT, PredictionFolder, SavedPrediction
+from .protocols import Protocol, Selection, protocol_for
+from .setup import (
+    describe_machine,
+    describe_model,
+    describe_scores,
+    describe_sparsity,
+    exclude_calibrated,
+    load_for,
+    load_views,
+)
+
+
+@dataclass(frozen=True)
+class PredictionRun:
+    """What to run on what, and where predictions go."""
+
+    out: Path
+    dataset: str  # one of DATASETS
+    root: Path | None = None
+    image_width: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # of the dataset, see `DatasetChoice`
+    model: str = str(EMBEDDED_MODEL)
+    model_class: str | None = None
+    sparsity: HeSSConfig | None = None  # None: dense; its `scores` are not read
+    hess: str | None = None  # scores: alias, folder or repository; None: beside the weights
+    protocol: str | None = None  # None: that of the dataset
+    selection: Selection = field(default_factory=Selection)
+    cameras_only: bool = False  # keep no points and depth
+    device: str | None = None
+    command: str = "hess predict"  # as it was called, for people
+
+    def __post_init__(self) -> None:
+        _ = self.scenes, protocol_for(self.protocol, self.dataset)  # checks them
+
+    @property
+    def scenes(self) -> DatasetChoice:
+        """Where the scenes come from."""
+        defaults = protocol_for(self.protocol, self.dataset).options
+        return DatasetChoice(self.dataset, self.root, self.image_width, defaults | self.options)
+
+
+def run_prediction(run: PredictionRun) -> None:
+    """Predict all scenes that are still missing in the folder; the work is shared by all processes.
+
+    Raises:
+        InputError: the model, the dataset or the settings cannot be used, the folder holds another run, or
+            scenes failed: the message names them, and all others are kept.
+    """
+    state = process_state(cpu=run.device == "cpu" or not torch.cuda.is_available())
+    device = process_device(run.device, state)
+    with memory_errors(device, f"{run.selection.num_views or 'so many'} views (--num-views) a scene"):
+        _predict_share(run, state, device)
+    state.destroy_process_group()
+
+
+def _predict_share(run: PredictionRun, state: PartialState, device: str) -> None:
+    needed = run.sparsity is not None and run.sparsity.allocation != "uniform"
+    model, scores = load_for(run.model, run.model_class, run.hess, needed, device)
+    protocol = protocol_for(run.protocol, run.dataset)
+    folder = PredictionFolder(run.out)
+
+    def begin() -> tuple[dict[str, Any], list[str]]:
+        selection = exclude_calibrated(run.selection, run.dataset, [scores] if scores else [])
+        asked = run.options.get("categories")
+        selection = replace(selection, categories=asked.split(",") if asked else None)
+        dataset = open_scenes(run.scenes, model, selection.num_views or protocol.num_views or 1)
+        described = _describe(run, model, scores, dataset, protocol, device)
+        described["views"] = protocol.choose(dataset, selection)
+        return described, folder.begin(described)
+
+    # One listing for all, as each process would else see fresh files of the others.
+    begun = from_main(state, begin)
+    if begun is None:
+        return
+    described, missing = begun
+    dataset = open_scenes(run.scenes, model, described["num_views"] or 1)
+    total, share = len(described["views"]), missing[state.process_index :: state.num_processes]
+    with shared_bar(state, "predicting", total, folder.count) as bar:
+        for saved in _predictions(model, scores, run, dataset, described, share):
+            folder.write(saved)
+            bar.update(folder.count() - bar.n)
+    if state.is_main_process:
+        failures = {s: why for s in described["views"] if (why := folder.read(s).failure) is not None}
+        if failures:
+            reasons = "; ".join(f"{scene_id}: {reason}" for scene_id, reason in failures.items())
+            raise InputError(
+                f"{len(failures)} of {total} scenes failed ({reasons}); the same command tries them again, "
+                "hess evaluate --skip-failed leaves them out."
+            )
+
+
+def _predictions(
+    model: nn.Module,
+    scores: HeadScores | None,
+    run: PredictionRun,
+    dataset: Dataset,
+    described: dict[str, Any],
+    scene_ids: Sequence[str],
+) -> Iterator[SavedPrediction]:
+    """What becomes of each scene; files of the next one are read while the model runs."""
+
+    def load(scene_id: str) -> Scene:
+        return load_views(
+            dataset, scene_id, described["views"][scene_id], described["num_views"], run.selection.seed
+        )
+
+    sparse = nullcontext() if run.sparsity is None else apply_hess(model, scores, run.sparsity)
+    with sparse as handle:
+        for scene_id, loading in read_ahead(load, scene_ids):
+            try:
+                scene = loading.result()
+            except InputError as error:  # a file is damaged, or shows nothing
+                yield SavedPrediction(scene_id, failure=str(error).replace(f"{dataset.root}/", ""))
+                continue
+            prediction = predict(model, scene, handle)
+            yield SavedPrediction.of(prediction, scene, run.cameras_only)
+
+
+def _describe(
+    run: PredictionRun,
+    model: nn.Module,
+    scores: HeadScores | None,
+    dataset: Dataset,
+    protocol: Protocol,
+    device: str,
+) -> dict[str, Any]:
+    """The full configuration of a run but its views, as JSON values."""
+    return {
+        "format": FORMAT,
+        "command": run.command,
+        "model": describe_model(run.model, model),
+        "dataset": dataset.name,
+        "dataset_settings": dataset.settings,
+        "protocol": protocol.name,
+        "num_views": run.selection.num_views or protocol.num_views,
+        "seed": run.selection.seed,
+        "sparsity": None if run.sparsity is None else describe_sparsity(run.sparsity),
+        "scores": None if scores is None else describe_scores(scores),
+        "cameras_only": run.cameras_only,
+        **describe_machine(device),
+    }

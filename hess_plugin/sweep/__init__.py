@@ -1,0 +1,1 @@
+"""Methods compared at equal measured density, paired by scene."""

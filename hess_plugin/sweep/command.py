@@ -1,0 +1,243 @@
+"""The command `hess sweep`: methods at equal density on many scenes, by any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from tqdm import tqdm
+
+from ..config import HeSSConfig
+from ..datasets import Dataset, Scene
+from ..datasets.choice import DatasetChoice
+from ..datasets.reading import read_ahead
+from ..errors import InputError, input_errors
+from ..evaluation.protocols import Protocol, Selection, protocol_for
+from ..evaluation.setup import (
+    describe_machine,
+    describe_model,
+    describe_scores,
+    describe_sparsity,
+    exclude_calibrated,
+    load_for,
+    load_views,
+)
+from ..loading import EMBEDDED_MODEL, memory_errors, open_scenes
+from ..patch import apply_hess
+from ..processes import from_main, process_device, process_state
+from ..scores import HeadScores
+from ..sidecar import resolve
+from .matching import TOLERANCE
+from .measuring import Bench, measure_settings
+from .presets import Preset, Setting, chosen_settings, preset_named
+from .records import FORMAT, SCORES, SettingRecord, SweepFolder
+
+SHARED = ("q_block_size", "kv_block_size", "dense_layers", "dense_below_tokens", "backend")  # by all settings
+FAILED = "failed"  # key of the record of a scene that could not be read
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """What to compare on what, and where records go."""
+
+    out: Path
+    dataset: str
+    preset: str = "paper"
+    root: Path | None = None
+    image_width: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # of the dataset
+    model: str = str(EMBEDDED_MODEL)
+    model_class: str | None = None
+    hess: str | None = None  # scores; None: beside the weights
+    other_hess: str | None = None  # of another calibration set, for the method "swapped"
+    methods: tuple[str, ...] | None = None  # None: all of the preset
+    protocol: str | None = None
+    truth: Path | None = None
+    alignment: str = "cameras"
+    selection: Selection = field(default_factory=Selection)
+    base: HeSSConfig = field(default_factory=HeSSConfig)  # block sizes, backend, dense layers
+    device: str | None = None
+    command: str = "hess sweep"
+
+    def __post_init__(self) -> None:
+        _ = self.scenes, list(chosen_settings(preset_named(self.preset), self.methods))  # checks them
+
+    @property
+    def scenes(self) -> DatasetChoice:
+        """Where the scenes come from."""
+        defaults = protocol_for(self.protocol, self.dataset).options
+        return DatasetChoice(self.dataset, self.root, self.image_width, defaults | self.options)
+
+
+def run_sweep(run: SweepRun) -> None:
+    """Measure all settings that are still missing in the folder, on all scenes.
+
+    Raises:
+        InputError: something given cannot be used, the folder holds another sweep, or scenes or settings
+            failed: the message names them, and all others are kept.
+    """
+    state = process_state(cpu=run.device == "cpu" or not torch.cuda.is_available())
+    device = process_device(run.device, state)
+    if state.num_processes > 1 and torch.device(device).type == "cpu":
+        torch.set_num_threads(1)  # processes share the cores
+    with memory_errors(device, f"{run.selection.num_views or 'so many'} views (--num-views) a scene"):
+        _sweep_share(run, state, device)
+    state.destroy_process_group()
+
+
+def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:
+    other = None if run.other_hess is None else _other_scores(run)
+    model, own = load_for(run.model, run.model_class, run.hess, True, device)
+    assert own is not None
+    preset, protocol = preset_named(run.preset), protocol_for(run.protocol, run.dataset)
+    settings = [
+        setting
+        for setting in chosen_settings(preset, run.methods)
+        if setting.method.name == "dense" or setting.method.is_possible(own, other)
+    ]
+    _check_scores(model, own, other, run.base)
+    folder = SweepFolder(run.out)
+
+    def begin() -> dict[str, Any]:
+        described = _describe(run, preset, protocol, model, own, other, settings, device)
+        folder.begin(described)
+        for name, scores in (("own", own), ("other", other)):
+            if scores is not None:
+                scores.save(run.out / SCORES / name)
+        return described
+
+    described = from_main(state, begin)
+    if described is None:
+        return
+    if state.is_main_process:
+        print(_announcement(described, settings, preset, state), flush=True)
+    bench = Bench(model, own, other, protocol, run.base, run.truth or run.root, run.alignment)
+    _measure_share(bench, run, described, settings, folder, state)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _report_failures(folder, described)
+
+
+def _measure_share(
+    bench: Bench,
+    run: SweepRun,
+    described: dict[str, Any],
+    settings: Sequence[Setting],
+    folder: SweepFolder,
+    state: PartialState,
+) -> None:
+    """Measure this process's share of the scenes; the bar is that of rank 0, whose share is the largest."""
+    dataset = open_scenes(run.scenes, bench.model, described["num_views"] or 1)
+    scenes = described["scenes"]
+    share = list(scenes)[state.process_index :: state.num_processes]
+    numbers = {scene_id: index for index, scene_id in enumerate(scenes)}
+
+    def load(scene_id: str) -> Scene:
+        return load_views(dataset, scene_id, scenes[scene_id], described["num_views"], run.selection.seed)
+
+    hidden = None if state.is_main_process else True
+    with tqdm(total=len(share) * len(settings), desc="sweeping", unit="setting", disable=hidden) as bar:
+        for scene_id, loading in read_ahead(load, share):
+            records = folder.read(scene_id)
+            try:
+                scene = loading.result().to(next(bench.model.parameters()).device)
+            except InputError as error:
+                reason = str(error).replace(f"{dataset.root}/", "")
+                folder.write(scene_id, {FAILED: SettingRecord({}, failure=reason)})
+                bar.update(len(settings))
+                continue
+            records.pop(FAILED, None)
+            for key, record, is_new in measure_settings(bench, scene, numbers[scene_id], settings, records):
+                records[key] = record
+                if is_new:
+                    folder.write(scene_id, records)
+                bar.set_postfix_str(f"{scene_id}, {key}", refresh=False)
+                bar.update()
+
+
+def _other_scores(run: SweepRun) -> HeadScores | None:
+    sidecar = resolve(run.other_hess, base=run.model)
+    return None if sidecar is None else sidecar.scores
+
+
+def _check_scores(model: nn.Module, own: HeadScores, other: HeadScores | None, base: HeSSConfig) -> None:
+    """Refuse scores that are not for this model, before anything is measured."""
+    for scores in filter(None, (own, other)):
+        with input_errors(ValueError), apply_hess(model, scores, base):
+            pass
+
+
+def _describe(
+    run: SweepRun,
+    preset: Preset,
+    protocol: Protocol,
+    model: nn.Module,
+    own: HeadScores,
+    other: HeadScores | None,
+    settings: Sequence[Setting],
+    device: str,
+) -> dict[str, Any]:
+    """The full configuration, as JSON values."""
+    num_views = run.selection.num_views or preset.num_views or protocol.num_views
+    asked = run.options.get("categories")
+    selection = replace(
+        exclude_calibrated(run.selection, run.dataset, [own, *([other] if other else [])]),
+        num_scenes=run.selection.num_scenes or preset.num_scenes,
+        num_views=num_views,
+        categories=asked.split(",") if asked else None,
+    )
+    dataset: Dataset = open_scenes(run.scenes, model, num_views or 1)
+    return {
+        "format": FORMAT,
+        "command": run.command,
+        "model": describe_model(run.model, model),
+        "dataset": dataset.name,
+        "dataset_settings": dataset.settings,
+        "protocol": protocol.name,
+        "about": protocol.about,
+        "alignment": run.alignment if protocol.needs_root else None,
+        "num_views": num_views,
+        "seed": run.selection.seed,
+        "tolerance": TOLERANCE,
+        "base": {k: v for k, v in describe_sparsity(run.base).items() if k in SHARED},
+        **describe_machine(device),
+        "scores": describe_scores(own),
+        "other_scores": None if other is None else describe_scores(other),
+        "scenes": protocol.choose(dataset, selection),
+        "settings": [
+            {"key": s.key, "method": s.method.name, "level": s.level and asdict(s.level)} for s in settings
+        ],
+    }
+
+
+def _announcement(
+    described: dict[str, Any], settings: Sequence[Setting], preset: Preset, state: PartialState
+) -> str:
+    """What is about to be measured, and what of the preset is left out."""
+    there = {setting.method.name for setting in settings}
+    missing = sorted({s.method.name for s in preset.settings()} - there)
+    left_out = f"; left out: {', '.join(missing)} (not asked for, or no such scores)" if missing else ""
+    return (
+        f"{len(described['scenes'])} scenes of {described['dataset']} x {len(settings)} settings, "
+        f"{state.num_processes} processes ({described['device']}){left_out}"
+    )
+
+
+def _report_failures(folder: SweepFolder, described: dict[str, Any]) -> None:
+    failures = {
+        f"{scene_id}, {key}": record.failure
+        for scene_id in described["scenes"]
+        for key, record in folder.read(scene_id).items()
+        if record.failure is not None
+    }
+    if failures:
+        first, reason = next(iter(failures.items()))
+        raise InputError(
+            f"{len(failures)} measurements failed, among them {first}: {reason}. Others are kept; the same "
+            "command tries again, and reports say how many are missing."
+        )

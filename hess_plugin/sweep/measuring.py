@@ -1,0 +1,129 @@
+"""All settings on one scene: densities matched, predictions measured, what is known already left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..config import HeSSConfig
+from ..datasets import Scene
+from ..errors import InputError
+from ..evaluation.predict import predict
+from ..evaluation.predictions import SavedPrediction
+from ..evaluation.protocols import Protocol, measure
+from ..evaluation.setup import describe_scores, describe_sparsity
+from ..patch import apply_hess
+from ..scores import HeadScores
+from .matching import Matched, match_density
+from .methods import BASELINE
+from .presets import Setting
+from .records import SettingRecord
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all scenes of a sweep are measured with."""
+
+    model: nn.Module
+    scores: HeadScores
+    other_scores: HeadScores | None
+    protocol: Protocol
+    base: HeSSConfig = field(
+        default_factory=HeSSConfig
+    )  # block sizes, backend, dense layers of every setting
+    truth: Path | None = None  # root of DTU's official ground truth
+    alignment: str = "cameras"
+
+
+def measure_settings(
+    bench: Bench, scene: Scene, index: int, settings: Sequence[Setting], known: dict[str, SettingRecord]
+) -> Iterator[tuple[str, SettingRecord, bool]]:
+    """The record of each setting, in order, and whether it is new.
+
+    Settings that come to the same, such as λ = 0.5 where that is recommended, are measured once.
+
+    Args:
+        bench: model, scores and metrics.
+        scene: on the device of the model.
+        index: of the scene in the sweep, which seeds shuffling: each scene sees another order of heads.
+        settings: of each level the baseline first.
+        known: records of the scene that are there.
+    """
+    done: dict[str, SettingRecord] = {}  # by what was asked
+    targets: dict[str, float] = {}  # by level
+    for setting in settings:
+        target = (
+            targets.get(setting.level.name) if setting.level and setting.method.name != BASELINE else None
+        )
+        asked = _asked(bench, setting, index, target)
+        record = known.get(setting.key)
+        is_new = record is None or record.asked != asked or record.failure is not None
+        if record is None or is_new:
+            record = done.get(repr(asked)) or _measure(bench, scene, setting, index, target, asked)
+        done[repr(asked)] = record
+        if setting.level and setting.method.name == BASELINE:
+            targets[setting.level.name] = record.density
+        yield setting.key, record, is_new
+
+
+def _asked(bench: Bench, setting: Setting, index: int, target: float | None) -> dict[str, Any]:
+    """All that decides a record, as JSON values."""
+    if setting.level is None:
+        return {"dense": True}
+    scores = setting.method.scores(bench.scores, bench.other_scores)
+    assert scores is not None  # impossible settings were left out
+    config = setting.level.config(setting.method, scores, index, bench.base)
+    reads_scores = config.allocation != "uniform"
+    return {
+        "config": {k: list(v) if isinstance(v, tuple) else v for k, v in describe_sparsity(config).items()},
+        "scores": describe_scores(scores)["sha256"] if reads_scores else None,
+        "target": target,
+    }
+
+
+def _measure(
+    bench: Bench,
+    scene: Scene,
+    setting: Setting,
+    index: int,
+    target: float | None,
+    asked: dict[str, Any],
+) -> SettingRecord:
+    try:
+        matched = _match(bench, scene, setting, index, target)
+        metrics = measure(bench.protocol, [matched.result], bench.truth, bench.alignment).scenes[scene.name]
+    except InputError as error:  # a prediction that cannot be measured: cameras in one place, NaN
+        return SettingRecord(asked, target=target, failure=str(error))
+    config = None if setting.level is None else describe_sparsity(matched.config)
+    seconds = matched.result.seconds
+    return SettingRecord(asked, config, matched.density, target, matched.attempts, seconds, metrics)
+
+
+def _match(
+    bench: Bench, scene: Scene, setting: Setting, index: int, target: float | None
+) -> Matched[SavedPrediction]:
+    def saved(handle: Any) -> SavedPrediction:
+        prediction = predict(bench.model, scene, handle, keep_on_device=True)
+        return SavedPrediction.of(prediction, scene, bench.protocol.only_cameras)
+
+    if setting.level is None:
+        return Matched(bench.base, 1.0, 1, saved(None))
+    scores = setting.method.scores(bench.scores, bench.other_scores)
+    assert scores is not None
+    # Whether they fit the weights was found out once; hashing these again for each setting is a waste.
+    scores = HeadScores(scores.scene_traces, replace(scores.info, weights_sha256=None))
+
+    def run(config: HeSSConfig) -> tuple[float, SavedPrediction]:
+        with apply_hess(bench.model, scores, config) as handle:
+            made = saved(handle)
+        return made.density, made
+
+    config = setting.level.config(setting.method, scores, index, bench.base)
+    if target is None:
+        density, made = run(config)
+        return Matched(config, density, 1, made)
+    return match_density(config, target, run)

@@ -1,0 +1,103 @@
+"""What a sweep has measured: a file per scene, in it a record per setting; it can stop at any moment."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, input_errors
+from ..files import write_atomic
+
+RUN_FILE, RECORDS, SCORES = "sweep.json", "records", "scores"
+FORMAT = 1
+_NOT_IDENTITY = ("command", "scenes", "settings", "scores", "other_scores")  # may change between calls
+
+
+@dataclass(frozen=True)
+class SettingRecord:
+    """One setting on one scene."""
+
+    asked: dict[
+        str, Any
+    ]  # the setting before matching, its scores and its target: decides whether it is cached
+    config: dict[str, Any] | None = None  # as it ran; None: dense
+    density: float = 1.0
+    target: float | None = None  # the baseline's density, None for dense and the baseline itself
+    attempts: int = 1  # forward passes until the density was met
+    seconds: float = 0.0  # of the forward pass
+    metrics: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None  # why there are no metrics
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The records of one sweep."""
+
+    path: Path
+
+    def begin(self, run: dict[str, Any]) -> None:
+        """Make the folder for a sweep, or go on with it; other settings, methods and scenes may be added.
+
+        Raises:
+            InputError: the folder holds records of another model, dataset or machine.
+        """
+        run = json.loads(json.dumps(run))
+        if (self.path / RUN_FILE).exists():
+            before = self.read_run()
+            differing = [k for k in run if k not in _NOT_IDENTITY and run[k] != before.get(k)]
+            if differing:
+                raise InputError(
+                    f"{self.path} holds a sweep that differs in {', '.join(differing)}; choose another --out "
+                    "or remove it."
+                )
+        with input_errors(OSError, prefix=f"cannot write to {self.path}: "):
+            (self.path / RECORDS).mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path / RUN_FILE, json.dumps(run, indent=2, ensure_ascii=False).encode())
+
+    def read_run(self) -> dict[str, Any]:
+        """Content of `sweep.json`.
+
+        Raises:
+            InputError: there is none, it cannot be read, or it is of a newer format.
+        """
+        path = self.path / RUN_FILE
+        if not path.is_file():
+            raise InputError(f"{self.path} holds no sweep: there is no {RUN_FILE}; run hess sweep.")
+        with input_errors(OSError, ValueError, KeyError, TypeError, prefix=f"cannot read {path}: "):
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if run["format"] > FORMAT:
+                raise ValueError(f"its format is {run['format']}, this version reads {FORMAT}")
+            return run
+
+    def read(self, scene_id: str) -> dict[str, SettingRecord]:
+        """The records of a scene by the key of the setting; those of a damaged file count as not measured."""
+        try:
+            content = json.loads(self._file(scene_id).read_text(encoding="utf-8"))
+            return {key: SettingRecord(**_with_nan(values)) for key, values in content.items()}
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def write(self, scene_id: str, records: dict[str, SettingRecord]) -> None:
+        """Keep the records of a scene; the file holds the old ones or the new, never a part."""
+        content = {key: _without_nan(asdict(record)) for key, record in records.items()}
+        path = self._file(scene_id)
+        with input_errors(OSError, prefix=f"cannot write {path}: "):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(content, allow_nan=False).encode())
+
+    def _file(self, scene_id: str) -> Path:
+        return self.path / RECORDS / f"{scene_id}.json"
+
+
+def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN; a metric without a value is null there."""
+    metrics = {k: v if math.isfinite(v) else None for k, v in record["metrics"].items()}
+    return record | {"metrics": metrics}
+
+
+def _with_nan(record: dict[str, Any]) -> dict[str, Any]:
+    metrics = {k: math.nan if v is None else v for k, v in record["metrics"].items()}
+    return record | {"metrics": metrics}

@@ -1,0 +1,257 @@
+"""`hess sweep` from end to end on a tiny model: equal densities, nothing measured twice, any dataset."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from co3d_tree import write_traps
+from doubles import tiny_native_vggt
+from dtu_tree import views_in_mm, write_pointmap
+
+from hess_plugin.cli import main
+from hess_plugin.errors import InputError
+from hess_plugin.scores import HeadScores, ScoresInfo
+from hess_plugin.sweep import measuring
+from hess_plugin.sweep.records import SettingRecord, SweepFolder
+
+BASE = ["--device", "cpu", "--base", "q_block_size=4,kv_block_size=2"]
+SYNTHETIC = ["--dataset", "synthetic", "--num-scenes", "3", "--num-views", "4", *BASE]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A native model with random scores of six scenes in W_Q and W_K."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    native = tiny_native_vggt()
+    native.save_pretrained(folder)
+    config, ids = native.config, tuple(f"synthetic-{10_000 + k}" for k in range(6))
+    info = ScoresInfo(
+        backbone="vggt", num_layers=config.depth, num_heads=config.num_heads, projections=("query", "key"),
+        head_dim=config.embed_dim // config.num_heads, dataset="synthetic", scene_ids=ids,
+        view_ids=(("0", "1", "2"),) * 6, num_views=3, seed=0, camera_weight=0.5,
+    )  # fmt: skip
+    names = ("camera", "points", "camera.key", "points.key")
+    traces = {name: torch.rand(6, config.depth, config.num_heads).double() ** 3 for name in names}
+    HeadScores(traces, info).save(folder / "hess" / "synthetic")
+    return folder
+
+
+def sweep(model: Path, out: Path, *options: str) -> SweepFolder:
+    assert main(["sweep", "--model", str(model), "--out", str(out), "--preset", "small", *options]) == 0
+    return SweepFolder(out)
+
+
+def scene_records(folder: SweepFolder) -> dict[str, dict[str, SettingRecord]]:
+    return {scene_id: folder.read(scene_id) for scene_id in folder.read_run()["scenes"]}
+
+
+@pytest.fixture(scope="module")
+def swept(model: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
+    return sweep(model, tmp_path_factory.mktemp("swept") / "out", *SYNTHETIC)
+
+
+def test_every_setting_meets_the_baselines_density(swept: SweepFolder) -> None:
+    run, records = swept.read_run(), scene_records(swept)
+    assert list(records) == [
+        "synthetic-10006",
+        "synthetic-10007",
+        "synthetic-10008",
+    ]  # not those calibrated on
+    keys = [setting["key"] for setting in run["settings"]]
+    assert "key @ 0.8/0.4" in keys
+    for of_scene in records.values():
+        assert list(of_scene) == keys
+        assert of_scene["dense"].density == 1
+        assert of_scene["dense"].config is None
+        for key, record in of_scene.items():
+            assert record.failure is None
+            assert 0 <= record.metrics["auc_30"] <= 1
+            assert record.metrics["chamfer"] > 0
+            if record.target is not None:
+                level = key.partition(" @ ")[2]
+                assert record.target == of_scene[f"uniform @ {level}"].density
+                assert abs(record.density - record.target) <= run["tolerance"], key
+
+
+def test_shuffling_differs_from_scene_to_scene(swept: SweepFolder) -> None:
+    seeds = [r["shuffled @ density 0.5"].config["shuffle_seed"] for r in scene_records(swept).values()]
+    assert seeds == [0, 1, 2]
+
+
+def test_nothing_is_measured_twice(
+    model: Path, swept: SweepFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in swept.path.rglob("*.json")}
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "predict", refuse)
+        sweep(model, swept.path, *SYNTHETIC)
+    after = {path: path.read_bytes() for path in swept.path.rglob("*.json")}
+    assert after == before
+
+
+def test_stopped_and_resumed(
+    model: Path, swept: SweepFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    predict, calls = measuring.predict, 0
+
+    def interrupted(*args: object, **more: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise KeyboardInterrupt
+        return predict(*args, **more)
+
+    options = ["sweep", "--model", str(model), "--out", str(tmp_path), "--preset", "small", *SYNTHETIC]
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "predict", interrupted)
+        assert main(options) == 130
+    partly = [len(records) for records in scene_records(SweepFolder(tmp_path)).values()]
+    assert partly[0] > partly[-1] == 0
+    resumed = scene_records(sweep(model, tmp_path, *SYNTHETIC))
+    for scene_id, records in scene_records(swept).items():
+        for key, record in records.items():
+            assert resumed[scene_id][key].density == record.density
+            assert resumed[scene_id][key].metrics == pytest.approx(record.metrics, rel=1e-4, nan_ok=True)
+
+
+def test_methods_and_scenes_are_added(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = sweep(model, tmp_path, *SYNTHETIC, "--methods", "reverse")
+    assert (
+        "left out: hess, key, lambda-0, no-capping, scenes-5, shuffled, uniform-public"
+        in capsys.readouterr().out
+    )
+    assert len(first.read("synthetic-10006")) == 6
+    more = ["4" if option == "3" else option for option in SYNTHETIC]
+    second = scene_records(sweep(model, tmp_path, *more, "--methods", "shuffled"))
+    assert [len(records) for records in second.values()] == [8, 8, 8, 6]
+
+
+def test_scores_of_another_set(model: Path, tmp_path: Path) -> None:
+    own = HeadScores.load(model / "hess" / "synthetic")
+    info = replace(own.info, dataset="co3d")
+    HeadScores({name: trace.flip(-1) for name, trace in own.scene_traces.items()}, info).save(
+        tmp_path / "other"
+    )
+    options = ["--preset", "paper", "--methods", "swapped", "--other-hess", str(tmp_path / "other")]
+    one = ["1" if option == "3" else option for option in SYNTHETIC]
+    folder = sweep(model, tmp_path / "out", *one, *options)
+    records = folder.read("synthetic-10006")
+    assert records["swapped @ 0.8/0.4"].asked["scores"] == folder.read_run()["other_scores"]["sha256"]
+    assert HeadScores.load(tmp_path / "out/scores/other").info.dataset == "co3d"
+
+
+def test_co3d_and_dtu(model: Path, tmp_path: Path) -> None:
+    write_traps(tmp_path / "co3d")
+    options = ["--dataset", "co3d", "--root", str(tmp_path / "co3d"), "--num-views", "4", "--min-frames", "4"]
+    co3d = sweep(model, tmp_path / "a", *options, *BASE, "--methods", "hess")
+    assert co3d.read_run()["protocol"] == "co3d-vggt"
+    record = co3d.read("apple/portrait")["hess @ density 0.25"]
+    assert set(record.metrics) > {"auc_30", "rra_5", "ate", "rpe_rotation"}
+    write_pointmap(tmp_path / "dtu", views_in_mm(6, 2))
+    options = ["--dataset", "dtu", "--root", str(tmp_path / "dtu"), "--num-views", "2", "--image-width", "32"]
+    dtu = sweep(model, tmp_path / "b", *options, *BASE, "--methods", "hess")
+    assert set(dtu.read("scan1")["hess @ 0.8/0.4"].metrics) > {
+        "accuracy",
+        "completeness",
+        "normal_consistency",
+    }
+
+
+RANK = """
+import os, sys
+os.environ |= {"RANK": sys.argv[1], "LOCAL_RANK": sys.argv[1]}
+from hess_plugin.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_two_processes(model: Path, swept: SweepFolder, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environ = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    environ |= {"MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    options = ["sweep", "--model", str(model), "--out", str(tmp_path), "--preset", "small", *SYNTHETIC]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), *options],
+            env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    printed = [rank.communicate(timeout=240) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], printed
+    assert "3 scenes of synthetic x 16 settings, 2 processes (cpu)" in printed[0][0]
+    assert printed[1][0] == ""
+    for scene_id, records in scene_records(SweepFolder(tmp_path)).items():
+        alone = swept.read(scene_id)
+        assert list(records) == list(alone)
+        for key, record in records.items():
+            assert record.density == pytest.approx(alone[key].density, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "big"], "unknown preset 'big'"),
+        (["--methods", "magic"], "unknown method 'magic'"),
+        (["--base", "sparse_ratio=0.5"], "--base takes q_block_size, kv_block_size"),
+        (["--hess", "./none"], "./none"),
+        (["--num-scenes", "0"], "--num-scenes must be at least 1"),
+    ],
+)
+def test_bad_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["sweep", "--dataset", "synthetic", "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+class TestFolder:
+    def test_round_trip_keeps_nan(self, tmp_path: Path) -> None:
+        folder = SweepFolder(tmp_path)
+        record = SettingRecord({"dense": True}, metrics={"ate": math.nan, "auc_30": 0.5}, seconds=1.5)
+        folder.write("apple/1", {"dense": record})
+        read = folder.read("apple/1")["dense"]
+        assert math.isnan(read.metrics["ate"])
+        assert replace(read, metrics={}) == replace(record, metrics={})
+        assert "NaN" not in (tmp_path / "records/apple/1.json").read_text()
+
+    def test_damaged_records_count_as_not_measured(self, tmp_path: Path) -> None:
+        folder = SweepFolder(tmp_path)
+        assert folder.read("s") == {}
+        folder.write("s", {"dense": SettingRecord({"dense": True})})
+        path = tmp_path / "records/s.json"
+        path.write_text(path.read_text()[:-5])
+        assert folder.read("s") == {}
+
+    def test_another_sweep_is_refused(self, tmp_path: Path) -> None:
+        folder = SweepFolder(tmp_path)
+        with pytest.raises(InputError, match="holds no sweep"):
+            folder.read_run()
+        folder.begin({"format": 1, "seed": 0, "scenes": {}})
+        folder.begin({"format": 1, "seed": 0, "scenes": {"a": None}})
+        with pytest.raises(InputError, match="holds a sweep that differs in seed; choose another --out"):
+            folder.begin({"format": 1, "seed": 1, "scenes": {}})
+        (tmp_path / "sweep.json").write_text(json.dumps({"format": 2}))
+        with pytest.raises(InputError, match="its format is 2"):
+            folder.read_run()
