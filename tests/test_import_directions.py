@@ -52,8 +52,8 @@ MAY_IMPORT = {
     "demo_results": "config datasets errors evaluation files geometry plots scores tables",
     "benchmark": "attention config errors files loading models patch plots scores sparsity",
     "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables",
-    "cli": "benchmark calibration config datasets demo demo_results errors evaluation files hub models options "
-    "patch plots publish scores sidecar sweep tables",
+    "cli": "benchmark calibration config datasets demo demo_results errors evaluation files hub models "
+    "options patch plots publish scores sidecar sweep tables",
     "__main__": "cli",
     "calibrate": "cli",
 }
