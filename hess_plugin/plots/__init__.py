@@ -4,8 +4,11 @@ from .contact_sheet import SheetBlock, SheetColumn, contact_sheet
 from .heatmap import score_heatmap
 from .point_cloud import PointCloud, clean_mask, colored_cloud, frustums
 from .render import Viewpoint, draw_cloud, overview
+from .tradeoff import Curve, Panel, tradeoff_figure
 
 __all__ = [
+    "Curve",
+    "Panel",
     "PointCloud",
     "SheetBlock",
     "SheetColumn",
@@ -17,4 +20,5 @@ __all__ = [
     "frustums",
     "overview",
     "score_heatmap",
+    "tradeoff_figure",
 ]
