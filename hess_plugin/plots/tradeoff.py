@@ -29,13 +29,21 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Line:
+    """What does not depend on x, such as the dense model."""
+
+    value: float
+    label: str
+
+
+@dataclass(frozen=True)
 class Panel:
     """One metric."""
 
     title: str
     curves: Sequence[Curve]
     higher_is_better: bool
-    level: float | None = None  # of the dense model, as a line
+    line: Line | None = None
     x_label: str = "measured density"
 
 
@@ -73,8 +81,8 @@ def tradeoff_figure(panels: Sequence[Panel], title: str) -> Figure:
 
 
 def _draw(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
-    if panel.level is not None:
-        axes.axhline(panel.level, color=INK, linestyle="--", linewidth=1, label="dense")
+    if panel.line is not None:
+        axes.axhline(panel.line.value, color=INK, linestyle="--", linewidth=1, label=panel.line.label)
     for curve in panel.curves:
         place = labels.index(curve.label)
         color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
@@ -88,6 +96,8 @@ def _draw(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     axes.set_title(f"{panel.title}  ({arrow})", fontsize=10, color=INK, loc="left")
     axes.set_xlabel(panel.x_label, fontsize=9, color=FAINT)
     axes.tick_params(labelsize=8, colors=FAINT, length=3)
+    if all(x == int(x) for curve in panel.curves for x in curve.x):
+        axes.locator_params(axis="x", integer=True)
     axes.grid(color="#e5e7eb", linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
