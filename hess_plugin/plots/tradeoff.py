@@ -26,6 +26,7 @@ class Curve:
     mean: Sequence[float]
     low: Sequence[float]  # of the 95 % interval
     high: Sequence[float]
+    style: int | None = None  # of colour and marker; None: by its place among the figure's labels
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Panel:
 
 
 def tradeoff_figure(panels: Sequence[Panel], title: str) -> Figure:
-    """Panels side by side; a method has the same colour in all of them, and one legend tells which.
+    """Panels side by side; a label has the same colour in all of them, and one legend tells which.
 
     Args:
         panels: at least one, each with at least one curve.
@@ -84,7 +85,7 @@ def _draw(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     if panel.line is not None:
         axes.axhline(panel.line.value, color=INK, linestyle="--", linewidth=1, label=panel.line.label)
     for curve in panel.curves:
-        place = labels.index(curve.label)
+        place = labels.index(curve.label) if curve.style is None else curve.style
         color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
         order = sorted(range(len(curve.x)), key=curve.x.__getitem__)
         x, mean, low, high = (

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..errors import InputError, input_errors
+from ..evaluation.measurements import Measurement, write_measurements
 from ..files import write_atomic
 from ..plots.figure import png, svg
-from ..sweep.methods import BASELINE
+from ..sweep.methods import BASELINE, Level
 from .figures import COMPARISONS, comparison_figure, heatmap_figure, stability_figure
 from .results import Sweep
 from .tables import ablation, all_settings, full_results, runtime
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT_FILE, FIGURES = "report.md", "figures"
+MEASUREMENTS_FILE = "measurements.json"  # for `hess push --evaluation`, behind the name of the sweep
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ReportRun:
 
 
 def run_report(run: ReportRun) -> None:
-    """Write `report.md` and `figures/` into a folder; files of these names are replaced, others stay.
+    """Write `report.md`, `figures/` and measurements for cards; files of these names are replaced.
 
     Raises:
         InputError: a folder holds no sweep, two have one name, the result cannot be written, or matplotlib is
@@ -50,7 +52,28 @@ def run_report(run: ReportRun) -> None:
         for sweep in tqdm(sweeps, desc="reporting", unit="sweep", disable=None):
             pictures = list(_write_figures(sweep, run.out))
             parts.append(_section(sweep, pictures))
+            write_measurements(run.out / f"{sweep.name}_{MEASUREMENTS_FILE}", measurements_of(sweep))
         write_atomic(run.out / REPORT_FILE, ("\n\n".join(parts) + "\n").encode())
+
+
+def measurements_of(sweep: Sweep) -> Iterator[Measurement]:
+    """Dense, uniform and HeSS at all levels, as a card of the scores lists them."""
+    settings: list[tuple[str, Level | None]] = [("dense", None)]
+    settings += [(name, level) for level in sweep.levels for name in (BASELINE, "hess")]
+    for name, level in settings:
+        for metric in sweep.metrics:
+            cell = sweep.cell(name, level, metric)
+            if cell is not None:
+                yield Measurement(
+                    dataset=sweep.run["dataset"],
+                    method=name,
+                    metric=metric.key,
+                    value=cell.value.mean,
+                    density=sweep.density(name, level),
+                    num_scenes=cell.num_scenes,
+                    num_views=sweep.num_views,
+                    command=sweep.run["command"],
+                )
 
 
 def _write_figures(sweep: Sweep, out: Path) -> Iterator[str]:
@@ -110,6 +133,11 @@ def _notes(sweep: Sweep) -> str:
         f"p < 0.05, without a correction for the {compared} comparisons per metric: about {by_chance} of "
         "them would say so by chance alone.",
     ]
+    if sweep.num_missing:
+        notes.append(
+            f"{sweep.num_missing} measurements are missing: the sweep was stopped. Each row is over the "
+            "scenes that have it, so rows may be over different scenes."
+        )
     failures = sweep.failures
     if failures:
         first, reason = next(iter(failures.items()))

@@ -29,6 +29,7 @@ class Comparison:
 
 
 _ORDERS = (BASELINE, "hess", "reverse", "shuffled")
+_STYLES = {name: style for style, name in enumerate((*_ORDERS, "no-capping"))}  # the same in all figures
 _PUBLIC = (BASELINE, "uniform-cdf", "uniform-keys", "uniform-public")
 COMPARISONS = (
     Comparison("pairs", "HeSS against uniform sparsity (Fig. 6)", (BASELINE, "hess"), False),
@@ -80,6 +81,7 @@ def _curve(sweep: Sweep, name: str, levels: Sequence[Level], metric: Metric, pai
         [each.mean for each in shown],
         [each.low for each in shown],
         [each.high for each in shown],
+        _STYLES.get(name),
     )
 
 
@@ -95,7 +97,8 @@ def stability_figure(sweep: Sweep) -> Figure | None:
         return None
     sizes = sorted({n for n in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50) if n <= half} | {half})
     ranks = rank_stability(sweep.scores, sizes)
-    exact = Curve("rank correlation", list(ranks), *([list(ranks.values())] * 3))
+    values = list(ranks.values())
+    exact = Curve("rank correlation", sizes, values, values, values)
     panels = [Panel("Rank correlation of heads", [exact], True, x_label="calibration scenes")]
     for metric in sweep.metrics[:2]:
         curves = []
