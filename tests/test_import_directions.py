@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "scores_io sidecar tables",
     # never patch
     "calibration": "backbones config datasets errors files geometry loading options processes scores tables",
-    "sweep": "config datasets errors evaluation files loading options patch processes progress scores sidecar",
+    "sweep": "config datasets errors evaluation files loading options patch processes progress scores "
+    "sidecar",
     "report": "calibration errors evaluation files plots scores sweep",
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
