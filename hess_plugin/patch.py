@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .attention import HeSSAttention, LayoutRecorder
+from .attention import AttentionProcessor, HeSSAttention, LayoutRecorder
 from .backbones import Backbone, find_backbone
 from .config import HeSSConfig
 from .processor import HeSSAttentionProcessor
@@ -68,10 +69,10 @@ class HeSSHandle:
         hook: RemovableHandle,
         size: tuple[int, int],
         scores: HeadScores | None,
-        config: HeSSConfig,
+        config: Any,
     ) -> None:
         self.scores = scores
-        self.config = config
+        self.config = config  # HeSSConfig, or the settings of another method
         self._replacements = replacements
         self._hook: RemovableHandle | None = hook  # None once removed
         self._size = size  # L, H
@@ -83,12 +84,12 @@ class HeSSHandle:
         """Measured in the last forward pass; RuntimeError before the first."""
         measured: list[Tensor] = []
         for replacement in self._replacements:
-            processor = replacement.sparse.processor
-            if processor.kept_blocks is None:
+            density = replacement.sparse.processor.density
+            if density is None:
                 raise RuntimeError(
                     "no forward pass has been measured yet; run model(images), then read stats."
                 )
-            measured.append(processor.kept_blocks.double().mean(0) / processor.num_blocks)
+            measured.append(density.mean(0))
         density = torch.ones(self._size, dtype=torch.float64)
         if measured:
             layers = [replacement.layer for replacement in self._replacements]
@@ -152,21 +153,49 @@ def apply_hess(model: nn.Module, scores: HeadScores | None, config: HeSSConfig) 
         RuntimeError: the model already has sparse attention.
         TypeError: scores of another type.
     """
-    backbone = find_backbone(model)
-    if backbone.dense_only is not None:
-        raise ValueError(f"{backbone.name} cannot have sparse attention: {backbone.dense_only}")
-    attentions = backbone.global_attentions(model)
-    if "hess" in model.__dict__ or any(isinstance(attn, HeSSAttention) for attn in attentions.values()):
-        raise RuntimeError("this model already has sparse attention; call model.hess.remove() first.")
-    _check_applicable(attentions, scores, config)
-    size = (len(attentions), backbone.num_heads(next(iter(attentions.values()))))
+    backbone, attentions = _replaceable(model, config.dense_layers)
+    _check_scores(scores, config)
     weights = _head_weights(model, backbone, scores, config)
+    processors = {
+        layer: HeSSAttentionProcessor(None if weights is None else weights[layer], config)
+        for layer in range(len(attentions))
+        if layer not in config.dense_layers
+    }
+    return _install(model, backbone, attentions, processors, scores, config)
+
+
+def apply_processors(
+    model: nn.Module, processors: Mapping[int, AttentionProcessor], config: Any = None
+) -> HeSSHandle:
+    """Let the global layers of a loaded model attend in another way, in place, as `apply_hess` does.
+
+    Args:
+        model: of a known family.
+        processors: by index of the global layer; layers without one stay as they are.
+        config: the settings behind them, for `HeSSHandle.config`; not read here.
+
+    Raises:
+        ValueError: unknown family or one that runs dense only, a layer index out of range, or an attention
+            whose forward somebody else has replaced.
+        RuntimeError: the model already has sparse attention.
+    """
+    return _install(model, *_replaceable(model, tuple(processors)), processors, None, config)
+
+
+def _install(
+    model: nn.Module,
+    backbone: Backbone,
+    attentions: dict[str, nn.Module],
+    processors: Mapping[int, AttentionProcessor],
+    scores: HeadScores | None,
+    config: Any,
+) -> HeSSHandle:
+    size = (len(attentions), backbone.num_heads(next(iter(attentions.values()))))
     recorder = LayoutRecorder(backbone)
     replacements = []
     for layer, (name, attn) in enumerate(attentions.items()):
-        if layer not in config.dense_layers:
-            processor = HeSSAttentionProcessor(None if weights is None else weights[layer], config)
-            sparse = HeSSAttention(attn, backbone, processor, recorder)
+        if layer in processors:
+            sparse = HeSSAttention(attn, backbone, processors[layer], recorder)
             replacements.append(_Replacement(layer, name, attn, sparse, _places(model, attn)))
     for replacement in replacements:
         replacement.install(replacement.sparse)
@@ -176,16 +205,15 @@ def apply_hess(model: nn.Module, scores: HeadScores | None, config: HeSSConfig) 
     return handle
 
 
-def _check_applicable(
-    attentions: dict[str, nn.Module], scores: HeadScores | None, config: HeSSConfig
-) -> None:
-    if scores is not None and not isinstance(scores, HeadScores):
-        raise TypeError(f"scores must be HeadScores, got {scores!r}; read a folder with HeadScores.load.")
-    if scores is None and config.allocation != "uniform":
-        raise ValueError(
-            f"allocation={config.allocation!r} needs scores, got None; pass scores or allocation='uniform'."
-        )
-    for layer in config.dense_layers:
+def _replaceable(model: nn.Module, layers: Sequence[int]) -> tuple[Backbone, dict[str, nn.Module]]:
+    """Family and global attentions of a model, after checking that these can be replaced and `layers` are."""
+    backbone = find_backbone(model)
+    if backbone.dense_only is not None:
+        raise ValueError(f"{backbone.name} cannot have sparse attention: {backbone.dense_only}")
+    attentions = backbone.global_attentions(model)
+    if "hess" in model.__dict__ or any(isinstance(attn, HeSSAttention) for attn in attentions.values()):
+        raise RuntimeError("this model already has sparse attention; call model.hess.remove() first.")
+    for layer in layers:
         if layer >= len(attentions):
             raise ValueError(
                 f"dense_layers has {layer}, this model has {len(attentions)} global layers; "
@@ -197,6 +225,16 @@ def _check_applicable(
             raise ValueError(
                 f"the forward of {name} was replaced by {forward!r}; undo that, then apply_hess."
             )
+    return backbone, attentions
+
+
+def _check_scores(scores: HeadScores | None, config: HeSSConfig) -> None:
+    if scores is not None and not isinstance(scores, HeadScores):
+        raise TypeError(f"scores must be HeadScores, got {scores!r}; read a folder with HeadScores.load.")
+    if scores is None and config.allocation != "uniform":
+        raise ValueError(
+            f"allocation={config.allocation!r} needs scores, got None; pass scores or allocation='uniform'."
+        )
 
 
 def _head_weights(
