@@ -132,6 +132,7 @@ class CalibrationConfig(_Checked):
     min_fitness: float = 0.7  # share of variance that the alignment must explain; 0 takes untrained models
     neighbors: Neighbors = "exact"  # "faiss": the paper's IVFFlat index, approximate
     projections: tuple[Projection, ...] = ("query",)  # whose traces are kept; the paper needs W_Q alone
+    gates: bool = False  # also keep gradients of head gates, by which pruning baselines rank heads
     precision: Precision = "float32"  # "bfloat16": by autocast, as VGGT itself runs
     camera_weight: float | None = None  # λ recommended to users of the scores; None: 0.5, for π³ 0
 
@@ -144,6 +145,7 @@ class CalibrationConfig(_Checked):
         self._one_of("truth", ("depth", "cloud"))
         self._one_of("neighbors", ("exact", "faiss"))
         self._one_of("precision", ("float32", "bfloat16"))
-        if not isinstance(self.icp, bool):
-            raise ValueError(f"icp must be True or False, got {self.icp!r}.")
+        for name in ("icp", "gates"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         object.__setattr__(self, "projections", ordered_projections(self.projections))

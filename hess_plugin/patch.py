@@ -17,7 +17,7 @@ from .attention import AttentionProcessor, HeSSAttention, LayoutRecorder
 from .backbones import Backbone, find_backbone
 from .config import HeSSConfig
 from .processor import HeSSAttentionProcessor
-from .scores import HeadScores
+from .scores import HeadScores, ScoresInfo
 
 
 @dataclass(frozen=True)
@@ -243,17 +243,22 @@ def _head_weights(
     """HeSS of each layer and head, after checking that scores fit; None where the allocation reads none."""
     if scores is None:
         return None
+    check_fit(model, backbone, scores.info)
+    if config.allocation == "uniform":
+        return None
+    return scores.weights(config.camera_weight, config.projection, config.normalization).tolist()
+
+
+def check_fit(model: nn.Module, backbone: Backbone, info: ScoresInfo) -> None:
+    """`ScoresInfo.check_fit` with what the model is."""
     attentions = list(backbone.global_attentions(model).values())
-    scores.check_fit(
+    info.check_fit(
         backbone=backbone.name,
         num_layers=len(attentions),
         num_heads=backbone.num_heads(attentions[0]),
         head_dim=backbone.head_dim(attentions[0]),
-        weights_sha256=backbone.weights_sha256(model) if scores.info.weights_sha256 else None,
+        weights_sha256=backbone.weights_sha256(model) if info.weights_sha256 else None,
     )
-    if config.allocation == "uniform":
-        return None
-    return scores.weights(config.camera_weight, config.projection, config.normalization).tolist()
 
 
 def _places(model: nn.Module, child: nn.Module) -> tuple[tuple[nn.Module, str], ...]:

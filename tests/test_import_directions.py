@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "sparsity": "config kernels",
     "scores_io": "config errors files",
     "scores": "config errors scores_io",
+    "gates": "errors files scores_io",
     "datasets": "config errors geometry",
     "backbones": "config geometry",
     "processor": "backbones config kernels sparsity",
@@ -45,8 +46,9 @@ MAY_IMPORT = {
     "evaluation": "backbones config datasets errors files geometry loading options patch processes scores "
     "scores_io sidecar tables",
     # never patch
-    "calibration": "backbones config datasets errors files geometry loading options processes scores tables",
-    "sweep": "config datasets errors evaluation files loading options patch processes scores sidecar",
+    "calibration": "backbones config datasets errors files gates geometry loading options processes scores tables",
+    "baselines": "attention backbones config gates patch",
+    "sweep": "baselines config datasets errors evaluation files gates loading options patch processes scores sidecar",
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
     "demo_results": "config datasets errors evaluation files geometry plots scores tables",
