@@ -46,9 +46,11 @@ MAY_IMPORT = {
     "evaluation": "backbones config datasets errors files geometry loading options patch processes scores "
     "scores_io sidecar tables",
     # never patch
-    "calibration": "backbones config datasets errors files gates geometry loading options processes scores tables",
+    "calibration": "backbones config datasets errors files gates geometry loading options processes scores "
+    "tables",
     "baselines": "attention backbones config gates patch",
-    "sweep": "baselines config datasets errors evaluation files gates loading options patch processes scores sidecar",
+    "sweep": "backbones baselines config datasets errors evaluation files gates loading options patch "
+    "processes scores sidecar",
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
     "demo_results": "config datasets errors evaluation files geometry plots scores tables",

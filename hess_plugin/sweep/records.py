@@ -13,7 +13,14 @@ from ..files import write_atomic
 
 RUN_FILE, RECORDS, SCORES = "sweep.json", "records", "scores"
 FORMAT = 1
-_NOT_IDENTITY = ("command", "scenes", "settings", "scores", "other_scores")  # may change between calls
+_NOT_IDENTITY = (
+    "command",
+    "scenes",
+    "settings",
+    "scores",
+    "other_scores",
+    "gates",
+)  # may change between calls
 
 
 @dataclass(frozen=True)
