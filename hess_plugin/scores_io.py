@@ -143,7 +143,7 @@ class ScoresInfo(_Checked):
                 f"the global attention of this model (weights {weights_sha256[:12]}) is not the one that the "
                 f"scores were calibrated on ({self.base_model or 'unnamed'}, weights "
                 f"{self.weights_sha256[:12]}); calibrate this model to get scores of its own.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def to_json(self) -> str:
