@@ -18,6 +18,7 @@ from .evaluation.options import (
     read_predict_options,
 )
 from .options import given
+from .report.options import add_report_options, read_report_options
 from .sweep.options import add_sweep_options, read_sweep_options
 
 USAGE_ERROR = 2  # exit code of argparse, and of everything else that the user can mend
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_evaluate(commands)
     _add_sweep(commands)
+    _add_report(commands)
     _add_bench(commands)
     _add_inspect(commands)
     _add_push(commands)
@@ -138,6 +140,22 @@ def _sweep(options: argparse.Namespace) -> None:
 
     run = read_sweep_options(options)
     run_sweep(run)
+    print(f"Records: {run.out}/ (tables and figures: `hess report {run.out} --out FOLDER`)")
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    about = "write the tables and figures of sweeps"
+    report = commands.add_parser("report", help=about, description=about.capitalize() + ".")
+    add_report_options(report)
+    report.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .report.command import run_report
+
+    run = read_report_options(options)
+    run_report(run)
+    print(f"Report: {run.out}/report.md, figures as PNG and SVG in {run.out}/figures/")
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:

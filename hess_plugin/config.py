@@ -133,7 +133,7 @@ class CalibrationConfig(_Checked):
     neighbors: Neighbors = "exact"  # "faiss": the paper's IVFFlat index, approximate
     projections: tuple[Projection, ...] = ("query",)  # whose traces are kept; the paper needs W_Q alone
     gates: bool = False  # also keep gradients of head gates, by which pruning baselines rank heads
-    precision: Precision = "float32"  # "bfloat16": by autocast, as VGGT itself runs
+    precision: Precision | None = None  # of the model; None: bfloat16 on a GPU (autocast), else float32
     camera_weight: float | None = None  # λ recommended to users of the scores; None: 0.5, for π³ 0
 
     def __post_init__(self) -> None:
@@ -144,8 +144,16 @@ class CalibrationConfig(_Checked):
         self._one_of("point_source", ("point_head", "depth"))
         self._one_of("truth", ("depth", "cloud"))
         self._one_of("neighbors", ("exact", "faiss"))
-        self._one_of("precision", ("float32", "bfloat16"))
+        if self.precision is not None:
+            self._one_of("precision", ("float32", "bfloat16"))
         for name in ("icp", "gates"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         object.__setattr__(self, "projections", ordered_projections(self.projections))
+
+    def precision_on(self, device_type: str) -> Precision:
+        """The precision of a model on "cuda", "cpu", ...
+
+        On a GPU float32 gradients of attention that are the same each time are many times slower.
+        """
+        return self.precision or ("bfloat16" if device_type == "cuda" else "float32")

@@ -4,8 +4,12 @@ from .contact_sheet import SheetBlock, SheetColumn, contact_sheet
 from .heatmap import score_heatmap
 from .point_cloud import PointCloud, clean_mask, colored_cloud, frustums
 from .render import Viewpoint, draw_cloud, overview
+from .tradeoff import Curve, Line, Panel, tradeoff_figure
 
 __all__ = [
+    "Curve",
+    "Line",
+    "Panel",
     "PointCloud",
     "SheetBlock",
     "SheetColumn",
@@ -17,4 +21,5 @@ __all__ = [
     "frustums",
     "overview",
     "score_heatmap",
+    "tradeoff_figure",
 ]

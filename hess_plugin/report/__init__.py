@@ -1,0 +1,1 @@
+"""Tables and figures of what sweeps have measured; nothing is measured here."""

@@ -1,0 +1,26 @@
+"""Options of `hess report`; nothing heavy is imported until they are used."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..evaluation.options import command_line
+
+if TYPE_CHECKING:
+    from .command import ReportRun
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Which sweeps, and where to."""
+    add = parser.add_argument
+    add("folders", type=Path, nargs="+", metavar="FOLDER", help="of `hess sweep`; a section for each")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="for report.md and figures/")
+
+
+def read_report_options(options: argparse.Namespace) -> ReportRun:
+    """The report that the options ask for."""
+    from .command import ReportRun
+
+    return ReportRun(tuple(options.folders), options.out, command_line())

@@ -1,0 +1,155 @@
+"""Markdown tables in the form of the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..sweep.methods import BASELINE, METHODS, Level
+from .results import Metric, Sweep
+
+TABLE_1 = (("key", "W_K"), ("value", "W_V"), ("linear", "Linear"), ("softmax", "Softmax"), ("log", "Log"))
+TABLE_1_LEVEL = Level(0.8, 0.4)
+TABLE_2_LEVELS = (Level(0.5, 0.9), Level(0.8, 0.4))
+_LABELS = {"vggt": "S1", "pi3": "S2"}  # tables of the paper by model family
+SIGNIFICANT = 0.05
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is aligned to the left and all others to the right."""
+    lines = ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def full_results(sweep: Sweep) -> str | None:
+    """Tables S1 and S2: uniform and HeSS at each pair of sparse ratio and CDF threshold, the better bold."""
+    levels = [level for level in sweep.levels if level.cdf_threshold and "hess" in sweep.methods(level)]
+    if not levels:
+        return None
+    headings = ["Sparse ratio", "CDF thr.", "Sparsity"]
+    for metric in sweep.metrics:
+        headings += [f"{metric.heading}: SparseVGGT", "Ours", "p"]
+    rows = []
+    for level in levels:
+        row = [f"{level.sparse_ratio:g}", f"{level.cdf_threshold:g}"]
+        row.append(f"{1 - sweep.density(BASELINE, level):.2f}")
+        for metric in sweep.metrics:
+            row += _duel(sweep, level, metric)
+        rows.append(row)
+    name = _LABELS.get(sweep.run["model"]["family"])
+    title = "Uniform against HeSS" + (f" (the paper's Table {name})" if name else "")
+    return f"### {title}\n\n{markdown_table(headings, rows)}"
+
+
+def _duel(sweep: Sweep, level: Level, metric: Metric) -> list[str]:
+    uniform, hess = (sweep.cell(name, level, metric) for name in (BASELINE, "hess"))
+    if uniform is None or hess is None:
+        return ["n/a", "n/a", "n/a"]
+    first, second = uniform.value.mean, hess.value.mean
+    texts = [metric.format(first), metric.format(second)]
+    if metric.is_better(first, second):
+        texts[0] = f"**{texts[0]}**"
+    elif metric.is_better(second, first):
+        texts[1] = f"**{texts[1]}**"
+    return [*texts, format_p(hess.p)]
+
+
+def ablation(sweep: Sweep) -> str | None:
+    """Table 1: choices of projection and scaling at (0.8, 0.4); the best of each column bold."""
+    present = sweep.methods(TABLE_1_LEVEL) if TABLE_1_LEVEL in sweep.levels else []
+    names = [(name, label) for name, label in (*TABLE_1, ("hess", "Ours")) if name in present]
+    if len(names) < 2:
+        return None
+    cells = {name: [sweep.cell(name, TABLE_1_LEVEL, metric) for metric in sweep.metrics] for name, _ in names}
+    rows = []
+    for name, label in names:
+        row = [label]
+        for column, metric in enumerate(sweep.metrics):
+            cell = cells[name][column]
+            others = [c[column].value.mean for c in cells.values() if c[column] is not None]  # type: ignore[union-attr]
+            text = "n/a" if cell is None else metric.format(cell.value.mean)
+            is_best = cell is not None and not any(metric.is_better(o, cell.value.mean) for o in others)
+            row.append(f"**{text}**" if is_best else text)
+        rows.append(row)
+    arrows = [f"{metric.heading} {'↑' if metric.higher_is_better else '↓'}" for metric in sweep.metrics]
+    title = f"Projection and scaling at {TABLE_1_LEVEL.name} (the paper's Table 1)"
+    return f"### {title}\n\n{markdown_table(['', *arrows], rows)}"
+
+
+def runtime(sweep: Sweep) -> str | None:
+    """Table 2: seconds of a forward pass, dense, uniform and HeSS."""
+    rows = [["dense", "-", "-", "0.00", _seconds(sweep, "dense", None)]]
+    for level in TABLE_2_LEVELS:
+        if level not in sweep.levels or "hess" not in sweep.methods(level):
+            continue
+        for name in (BASELINE, "hess"):
+            rows.append(
+                [
+                    METHODS[name].label,
+                    f"{level.sparse_ratio:g}",
+                    f"{level.cdf_threshold:g}",
+                    f"{1 - sweep.density(name, level):.2f}",
+                    _seconds(sweep, name, level),
+                ]
+            )
+    if len(rows) == 1:
+        return None
+    table = markdown_table(["Method", "ρ", "τ", "Sparsity", "Seconds"], rows)
+    note = (
+        f"On {sweep.run['device']}, {sweep.run['precision']}, attention backend "
+        f"`{sweep.run['base']['backend']}`; the first pass of a kind may be slower. This compares methods "
+        "with each other; it is no benchmark of attention."
+    )
+    return f"### Seconds per forward pass (the paper's Table 2)\n\n{table}\n\n{note}"
+
+
+def all_settings(sweep: Sweep) -> str:
+    """Every method at every level: measured density, and each metric with its difference to the baseline."""
+    parts = ["### All settings"]
+    for metric in sweep.metrics:
+        rows = [_dense_row(sweep, metric)]
+        for level in sweep.levels:
+            rows += [_row(sweep, name, level, metric) for name in sweep.methods(level)]
+        headings = ["Level", "Method", "Density", metric.heading, "95 %", "− uniform", "95 % ", "p", ""]
+        parts.append(f"#### {metric.heading}\n\n{markdown_table(headings, rows)}")
+    return "\n\n".join(parts)
+
+
+def _dense_row(sweep: Sweep, metric: Metric) -> list[str]:
+    cell = sweep.cell("dense", None, metric)
+    if cell is None:
+        return ["", "dense", "1.0000", *["n/a"] * 6]
+    interval = _interval(metric, cell.value.low, cell.value.high)
+    return ["", "dense", "1.0000", metric.format(cell.value.mean), interval, "", "", "", ""]
+
+
+def _row(sweep: Sweep, name: str, level: Level, metric: Metric) -> list[str]:
+    density = f"{sweep.density(name, level):.4f}"
+    if sweep.largest_gap(name, level) > sweep.run["tolerance"]:
+        density += " †"
+    cell = sweep.cell(name, level, metric)
+    row = [level.name, METHODS[name].label, density]
+    if cell is None:
+        return [*row, *["n/a"] * 5, ""]
+    row += [metric.format(cell.value.mean), _interval(metric, cell.value.low, cell.value.high)]
+    if name == BASELINE:
+        return [*row, "", "", "", ""]
+    difference = cell.difference
+    verdict = ""
+    if cell.p < SIGNIFICANT:
+        verdict = "better" if metric.is_better(difference.mean, 0) else "worse"
+    signed = f"{difference.mean:+.4f}"
+    return [*row, signed, _interval(metric, difference.low, difference.high), format_p(cell.p), verdict]
+
+
+def _interval(metric: Metric, low: float, high: float) -> str:
+    return f"{metric.format(low)} to {metric.format(high)}"
+
+
+def _seconds(sweep: Sweep, name: str, level: Level | None) -> str:
+    found = sweep.seconds(name, level)
+    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def format_p(p: float) -> str:
+    """Three decimals; smaller ones are said to be smaller."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
