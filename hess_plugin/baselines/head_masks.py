@@ -39,9 +39,10 @@ class HeadMaskProcessor:
         heads = [head for head, is_kept in enumerate(self.kept) if is_kept]
         if not heads:
             return torch.zeros_like(v)
-        out = F.scaled_dot_product_attention(q[:, heads], k[:, heads], v[:, heads])
-        index = torch.tensor(heads).to(out.device, non_blocking=True)
-        return out.new_zeros(v.shape).index_copy(1, index, out)
+        index = torch.tensor(heads).to(q.device, non_blocking=True)
+        q, k, v = (x.index_select(1, index) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return out.new_zeros(len(out), len(self.kept), *out.shape[2:]).index_copy(1, index, out)
 
 
 def highest(importance: Tensor, num_kept: int, dense_layers: Sequence[int] = ()) -> Tensor:
