@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "config": "",
     "options": "",
     "files": "errors",
-    "processes": "errors",
+    "progress": "",
+    "processes": "errors progress",
     "geometry": "",
     "kernels": "",
     "sparsity": "config kernels",
@@ -51,7 +52,7 @@ MAY_IMPORT = {
     "tables",
     "baselines": "attention backbones config gates patch",
     "sweep": "backbones baselines config datasets errors evaluation files gates loading options patch "
-    "processes scores sidecar",
+    "processes progress scores sidecar",
     "report": "calibration errors evaluation files plots scores sweep",
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
