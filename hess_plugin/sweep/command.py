@@ -74,8 +74,11 @@ class SweepRun:
         return DatasetChoice(self.dataset, self.root, self.image_width, defaults | self.options)
 
 
-def run_sweep(run: SweepRun) -> None:
+def run_sweep(run: SweepRun) -> bool:
     """Measure all settings that are still missing in the folder, on all scenes.
+
+    Returns:
+        Whether this is the process that says so: rank 0.
 
     Raises:
         InputError: something given cannot be used, the folder holds another sweep, or scenes or settings
@@ -88,6 +91,7 @@ def run_sweep(run: SweepRun) -> None:
     with memory_errors(device, f"{run.selection.num_views or 'so many'} views (--num-views) a scene"):
         _sweep_share(run, state, device)
     state.destroy_process_group()
+    return state.is_main_process
 
 
 def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:

@@ -99,8 +99,17 @@ def _measure(
     except InputError as error:  # a prediction that cannot be measured: cameras in one place, NaN
         return SettingRecord(asked, target=target, failure=str(error))
     config = None if setting.level is None else describe_sparsity(matched.config)
-    seconds = matched.result.seconds
-    return SettingRecord(asked, config, matched.density, target, matched.attempts, seconds, metrics)
+    made = matched.result
+    return SettingRecord(
+        asked=asked,
+        config=config,
+        density=matched.density,
+        target=target,
+        attempts=matched.attempts,
+        seconds=made.seconds,
+        peak_memory=made.peak_memory,
+        metrics=metrics,
+    )
 
 
 def _match(
