@@ -139,7 +139,6 @@ def _measure_share(
     dataset = open_scenes(run.scenes, bench.model, described["num_views"] or 1)
     scenes = described["scenes"]
     share = list(scenes)[state.process_index :: state.num_processes]
-    numbers = {scene_id: index for index, scene_id in enumerate(scenes)}
 
     def load(scene_id: str) -> Scene:
         return load_views(dataset, scene_id, scenes[scene_id], described["num_views"], run.selection.seed)
@@ -156,7 +155,7 @@ def _measure_share(
                 bar.update(len(settings))
                 continue
             records.pop(FAILED, None)
-            for key, record, is_new in measure_settings(bench, scene, numbers[scene_id], settings, records):
+            for key, record, is_new in measure_settings(bench, scene, settings, records):
                 records[key] = record
                 if is_new:
                     folder.write(scene_id, records)

@@ -82,7 +82,7 @@ def test_every_setting_meets_the_baselines_density(swept: SweepFolder) -> None:
 
 def test_shuffling_differs_from_scene_to_scene(swept: SweepFolder) -> None:
     seeds = [r["shuffled @ density 0.5"].config["shuffle_seed"] for r in scene_records(swept).values()]
-    assert seeds == [0, 1, 2]
+    assert len(set(seeds)) == 3
 
 
 def test_nothing_is_measured_twice(
