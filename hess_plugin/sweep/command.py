@@ -77,8 +77,11 @@ class SweepRun:
         return DatasetChoice(self.dataset, self.root, self.image_width, defaults | self.options)
 
 
-def run_sweep(run: SweepRun) -> None:
+def run_sweep(run: SweepRun) -> bool:
     """Measure all settings that are still missing in the folder, on all scenes.
+
+    Returns:
+        Whether this is the process that says so: rank 0.
 
     Raises:
         InputError: something given cannot be used, the folder holds another sweep, or scenes or settings
@@ -91,6 +94,7 @@ def run_sweep(run: SweepRun) -> None:
     with memory_errors(device, f"{run.selection.num_views or 'so many'} views (--num-views) a scene"):
         _sweep_share(run, state, device)
     state.destroy_process_group()
+    return state.is_main_process
 
 
 def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:
@@ -141,7 +145,6 @@ def _measure_share(
     dataset = open_scenes(run.scenes, bench.model, described["num_views"] or 1)
     scenes = described["scenes"]
     share = list(scenes)[state.process_index :: state.num_processes]
-    numbers = {scene_id: index for index, scene_id in enumerate(scenes)}
 
     def load(scene_id: str) -> Scene:
         return load_views(dataset, scene_id, scenes[scene_id], described["num_views"], run.selection.seed)
@@ -158,7 +161,7 @@ def _measure_share(
                 bar.update(len(settings))
                 continue
             records.pop(FAILED, None)
-            for key, record, is_new in measure_settings(bench, scene, numbers[scene_id], settings, records):
+            for key, record, is_new in measure_settings(bench, scene, settings, records):
                 records[key] = record
                 if is_new:
                     folder.write(scene_id, records)

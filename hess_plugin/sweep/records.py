@@ -35,6 +35,7 @@ class SettingRecord:
     target: float | None = None  # the baseline's density, None for dense and the baseline itself
     attempts: int = 1  # forward passes until the density was met
     seconds: float = 0.0  # of the forward pass
+    peak_memory: int = 0  # bytes on the GPU during the pass; 0 on a CPU
     metrics: dict[str, float] = field(default_factory=dict)
     failure: str | None = None  # why there are no metrics
 
