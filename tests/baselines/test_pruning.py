@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibrating import UNTRAINED
+from calibrating import calibrate as calibrate_arguments
 from families import MODELS, build, images
 from sidecars import scores_of
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from hess_plugin.baselines.pruning import HeadPruningConfig, kept_heads, prune_h
 from hess_plugin.calibration.errors import calibration_errors
 from hess_plugin.calibration.fisher import scene_traces
 from hess_plugin.calibration.run import calibrate
+from hess_plugin.cli import main
 from hess_plugin.errors import InputError
 from hess_plugin.gates import GATES_FILE, HeadGates, gate_name
 from hess_plugin.patch import apply_processors
@@ -102,6 +105,13 @@ class TestGates:
         assert (tmp_path / "again" / GATES_FILE).read_bytes() == (
             tmp_path / "gated" / GATES_FILE
         ).read_bytes()
+
+    def test_by_command(self, tmp_path: Path) -> None:
+        build("native-vggt").save_pretrained(tmp_path / "model")
+        more = ["--num-scenes", "1", "--num-views", "2", "--max-points", "50", "--gates", *UNTRAINED]
+        options = calibrate_arguments(tmp_path / "model", tmp_path / "out", "--dataset", "synthetic", *more)
+        assert main(options) == 0
+        assert HeadGates.load(tmp_path / "out").gradients["points"].shape == (1, 2, 4)
 
     def test_bad_files(self, tmp_path: Path) -> None:
         with pytest.raises(
