@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 
 from .backbones import Backbone, TokenLayout
-from .processor import HeSSAttentionProcessor
 
 # What accelerate sets on an instance, bound to it; and what `module.compile()` does.
 _DEVICE_HOOK = ("forward", "_old_forward", "_hf_hook")
 _BOUND_TO_ORIGINAL = (*_DEVICE_HOOK, "_compiled_call_impl")
+
+
+class AttentionProcessor(Protocol):
+    """How one global layer attends; plain data, which can be pickled and copied."""
+
+    @property
+    def density(self) -> Tensor | None:
+        """[B, H] float64: share of the attention work that each head did in the last call; None before."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout) -> Tensor:
+        """From q, k, v [B, H, T, D], as `Backbone.project_qkv` gives them, to outputs of the same shape."""
 
 
 class LayoutRecorder:
@@ -44,7 +54,7 @@ class HeSSAttention(nn.Module):
         self,
         original: nn.Module,
         backbone: Backbone,
-        processor: HeSSAttentionProcessor,
+        processor: AttentionProcessor,
         recorder: LayoutRecorder,
     ) -> None:
         super().__init__()

@@ -107,8 +107,8 @@ def _predict(options: argparse.Namespace) -> None:
     from .evaluation.command import run_prediction
 
     run = read_predict_options(options)
-    run_prediction(run)
-    print(f"Predictions: {run.out}/ (measure them with `hess evaluate --predictions {run.out}`)")
+    if run_prediction(run):
+        print(f"Predictions: {run.out}/ (measure them with `hess evaluate --predictions {run.out}`)")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -123,9 +123,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from .evaluation.evaluate import run_evaluation
 
     prediction, evaluation = read_evaluate_options(options)
-    if prediction is not None:
-        run_prediction(prediction)
-    run_evaluation(evaluation)
+    if prediction is None or run_prediction(prediction):
+        run_evaluation(evaluation)
 
 
 def _add_sweep(commands: argparse._SubParsersAction) -> None:
@@ -139,8 +138,8 @@ def _sweep(options: argparse.Namespace) -> None:
     from .sweep.command import run_sweep
 
     run = read_sweep_options(options)
-    run_sweep(run)
-    print(f"Records: {run.out}/ (tables and figures: `hess report {run.out} --out FOLDER`)")
+    if run_sweep(run):
+        print(f"Records: {run.out}/ (tables and figures: `hess report {run.out} --out FOLDER`)")
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:

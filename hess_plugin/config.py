@@ -132,6 +132,7 @@ class CalibrationConfig(_Checked):
     min_fitness: float = 0.7  # share of variance that the alignment must explain; 0 takes untrained models
     neighbors: Neighbors = "exact"  # "faiss": the paper's IVFFlat index, approximate
     projections: tuple[Projection, ...] = ("query",)  # whose traces are kept; the paper needs W_Q alone
+    gates: bool = False  # also keep gradients of head gates, by which pruning baselines rank heads
     precision: Precision | None = None  # of the model; None: bfloat16 on a GPU (autocast), else float32
     camera_weight: float | None = None  # λ recommended to users of the scores; None: 0.5, for π³ 0
 
@@ -145,8 +146,9 @@ class CalibrationConfig(_Checked):
         self._one_of("neighbors", ("exact", "faiss"))
         if self.precision is not None:
             self._one_of("precision", ("float32", "bfloat16"))
-        if not isinstance(self.icp, bool):
-            raise ValueError(f"icp must be True or False, got {self.icp!r}.")
+        for name in ("icp", "gates"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         object.__setattr__(self, "projections", ordered_projections(self.projections))
 
     def precision_on(self, device_type: str) -> Precision:

@@ -2,138 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import weakref
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
-from .attention import HeSSAttention, LayoutRecorder
+from .attention import AttentionProcessor, HeSSAttention, LayoutRecorder
 from .backbones import Backbone, find_backbone
 from .config import HeSSConfig
+from .handle import HeSSHandle, HeSSStats, Replacement
 from .processor import HeSSAttentionProcessor
-from .scores import HeadScores
+from .scores import HeadScores, ScoresInfo
 
-
-@dataclass(frozen=True)
-class HeSSStats:
-    """What was skipped in the last forward pass; special tokens are never skipped and not counted."""
-
-    density: Tensor  # [L, H] float64, attended share of the pairs of patch blocks, mean over the batch
-
-    @property
-    def sparsity(self) -> Tensor:
-        """[L, H] float64: skipped share, 1 - density."""
-        return 1 - self.density
-
-    def summary(self) -> str:
-        """One line for people."""
-        low, high = self.sparsity.aminmax()
-        size = "{} layers x {} heads".format(*self.density.shape)
-        return f"sparsity {self.sparsity.mean():.3f} (heads {low:.3f} to {high:.3f}, {size})"
-
-
-@dataclass(frozen=True, eq=False)
-class _Replacement:
-    """One global attention and what stands in its place."""
-
-    layer: int
-    name: str
-    original: nn.Module
-    sparse: HeSSAttention
-    places: tuple[tuple[nn.Module, str], ...]  # every parent, and its name for this child
-
-    def install(self, module: nn.Module) -> None:
-        for parent, child in self.places:
-            setattr(parent, child, module)
-
-    def is_in_place(self) -> bool:
-        return all(parent._modules.get(child) is self.sparse for parent, child in self.places)
-
-
-class HeSSHandle:
-    """Sparse attention in one model: what it does, what it measured, and the way back.
-
-    As a context manager it is removed at the end of the block, also after an exception.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        replacements: list[_Replacement],
-        hook: RemovableHandle,
-        size: tuple[int, int],
-        scores: HeadScores | None,
-        config: HeSSConfig,
-    ) -> None:
-        self.scores = scores
-        self.config = config
-        self._replacements = replacements
-        self._hook: RemovableHandle | None = hook  # None once removed
-        self._size = size  # L, H
-        # Weak, because the model holds the handle: `del model` shall free its memory at once.
-        self._model = weakref.ref(model)
-
-    @property
-    def stats(self) -> HeSSStats:
-        """Measured in the last forward pass; RuntimeError before the first."""
-        measured: list[Tensor] = []
-        for replacement in self._replacements:
-            processor = replacement.sparse.processor
-            if processor.kept_blocks is None:
-                raise RuntimeError(
-                    "no forward pass has been measured yet; run model(images), then read stats."
-                )
-            measured.append(processor.kept_blocks.double().mean(0) / processor.num_blocks)
-        density = torch.ones(self._size, dtype=torch.float64)
-        if measured:
-            layers = [replacement.layer for replacement in self._replacements]
-            density[layers] = torch.stack([each.to(measured[0].device) for each in measured]).cpu()
-        return HeSSStats(density)
-
-    def remove(self) -> None:
-        """Give the model its own attention modules back; a second call does nothing.
-
-        Raises:
-            RuntimeError: a module of ours was replaced in the meantime; nothing is changed then.
-        """
-        if self._hook is None:
-            return
-        for replacement in self._replacements:
-            if not replacement.is_in_place():
-                raise RuntimeError(
-                    f"{replacement.name} was replaced after apply_hess; undo that, then remove."
-                )
-        for replacement in self._replacements:
-            replacement.sparse.return_state(replacement.original)
-            replacement.install(replacement.original)
-        self._hook.remove()
-        self._hook = None
-        model = self._model()
-        if model is not None:
-            model.__dict__.pop("hess", None)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the scores into a model folder, as `hess/<calibration set>/`; nothing if there are none."""
-        if self.scores is not None:
-            alias = re.sub(r"[^A-Za-z0-9._-]+", "-", self.scores.info.dataset).strip("._-") or "scores"
-            self.scores.save(Path(folder) / "hess" / alias)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_model": self._model()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _model=weakref.ref(state["_model"]))
+__all__ = ["HeSSHandle", "HeSSStats", "apply_hess", "apply_processors", "check_fit"]
 
 
 def apply_hess(model: nn.Module, scores: HeadScores | None, config: HeSSConfig) -> HeSSHandle:
@@ -152,22 +33,50 @@ def apply_hess(model: nn.Module, scores: HeadScores | None, config: HeSSConfig) 
         RuntimeError: the model already has sparse attention.
         TypeError: scores of another type.
     """
-    backbone = find_backbone(model)
-    if backbone.dense_only is not None:
-        raise ValueError(f"{backbone.name} cannot have sparse attention: {backbone.dense_only}")
-    attentions = backbone.global_attentions(model)
-    if "hess" in model.__dict__ or any(isinstance(attn, HeSSAttention) for attn in attentions.values()):
-        raise RuntimeError("this model already has sparse attention; call model.hess.remove() first.")
-    _check_applicable(attentions, scores, config)
-    size = (len(attentions), backbone.num_heads(next(iter(attentions.values()))))
+    backbone, attentions = _replaceable(model, config.dense_layers)
+    _check_scores(scores, config)
     weights = _head_weights(model, backbone, scores, config)
+    processors = {
+        layer: HeSSAttentionProcessor(None if weights is None else weights[layer], config)
+        for layer in range(len(attentions))
+        if layer not in config.dense_layers
+    }
+    return _install(model, backbone, attentions, processors, scores, config)
+
+
+def apply_processors(
+    model: nn.Module, processors: Mapping[int, AttentionProcessor], config: Any = None
+) -> HeSSHandle:
+    """Let the global layers of a loaded model attend in another way, in place, as `apply_hess` does.
+
+    Args:
+        model: of a known family.
+        processors: by index of the global layer; layers without one stay as they are.
+        config: the settings behind them, for `HeSSHandle.config`; not read here.
+
+    Raises:
+        ValueError: unknown family or one that runs dense only, a layer index out of range, or an attention
+            whose forward somebody else has replaced.
+        RuntimeError: the model already has sparse attention.
+    """
+    return _install(model, *_replaceable(model, tuple(processors)), processors, None, config)
+
+
+def _install(
+    model: nn.Module,
+    backbone: Backbone,
+    attentions: dict[str, nn.Module],
+    processors: Mapping[int, AttentionProcessor],
+    scores: HeadScores | None,
+    config: Any,
+) -> HeSSHandle:
+    size = (len(attentions), backbone.num_heads(next(iter(attentions.values()))))
     recorder = LayoutRecorder(backbone)
     replacements = []
     for layer, (name, attn) in enumerate(attentions.items()):
-        if layer not in config.dense_layers:
-            processor = HeSSAttentionProcessor(None if weights is None else weights[layer], config)
-            sparse = HeSSAttention(attn, backbone, processor, recorder)
-            replacements.append(_Replacement(layer, name, attn, sparse, _places(model, attn)))
+        if layer in processors:
+            sparse = HeSSAttention(attn, backbone, processors[layer], recorder)
+            replacements.append(Replacement(layer, name, attn, sparse, _places(model, attn)))
     for replacement in replacements:
         replacement.install(replacement.sparse)
     hook = backbone.image_module(model).register_forward_pre_hook(recorder, with_kwargs=True)
@@ -176,16 +85,15 @@ def apply_hess(model: nn.Module, scores: HeadScores | None, config: HeSSConfig) 
     return handle
 
 
-def _check_applicable(
-    attentions: dict[str, nn.Module], scores: HeadScores | None, config: HeSSConfig
-) -> None:
-    if scores is not None and not isinstance(scores, HeadScores):
-        raise TypeError(f"scores must be HeadScores, got {scores!r}; read a folder with HeadScores.load.")
-    if scores is None and config.allocation != "uniform":
-        raise ValueError(
-            f"allocation={config.allocation!r} needs scores, got None; pass scores or allocation='uniform'."
-        )
-    for layer in config.dense_layers:
+def _replaceable(model: nn.Module, layers: Sequence[int]) -> tuple[Backbone, dict[str, nn.Module]]:
+    """Family and global attentions of a model, after checking that these can be replaced and `layers` are."""
+    backbone = find_backbone(model)
+    if backbone.dense_only is not None:
+        raise ValueError(f"{backbone.name} cannot have sparse attention: {backbone.dense_only}")
+    attentions = backbone.global_attentions(model)
+    if "hess" in model.__dict__ or any(isinstance(attn, HeSSAttention) for attn in attentions.values()):
+        raise RuntimeError("this model already has sparse attention; call model.hess.remove() first.")
+    for layer in layers:
         if layer >= len(attentions):
             raise ValueError(
                 f"dense_layers has {layer}, this model has {len(attentions)} global layers; "
@@ -197,6 +105,16 @@ def _check_applicable(
             raise ValueError(
                 f"the forward of {name} was replaced by {forward!r}; undo that, then apply_hess."
             )
+    return backbone, attentions
+
+
+def _check_scores(scores: HeadScores | None, config: HeSSConfig) -> None:
+    if scores is not None and not isinstance(scores, HeadScores):
+        raise TypeError(f"scores must be HeadScores, got {scores!r}; read a folder with HeadScores.load.")
+    if scores is None and config.allocation != "uniform":
+        raise ValueError(
+            f"allocation={config.allocation!r} needs scores, got None; pass scores or allocation='uniform'."
+        )
 
 
 def _head_weights(
@@ -205,17 +123,22 @@ def _head_weights(
     """HeSS of each layer and head, after checking that scores fit; None where the allocation reads none."""
     if scores is None:
         return None
+    check_fit(model, backbone, scores.info)
+    if config.allocation == "uniform":
+        return None
+    return scores.weights(config.camera_weight, config.projection, config.normalization).tolist()
+
+
+def check_fit(model: nn.Module, backbone: Backbone, info: ScoresInfo) -> None:
+    """`ScoresInfo.check_fit` with what the model is."""
     attentions = list(backbone.global_attentions(model).values())
-    scores.check_fit(
+    info.check_fit(
         backbone=backbone.name,
         num_layers=len(attentions),
         num_heads=backbone.num_heads(attentions[0]),
         head_dim=backbone.head_dim(attentions[0]),
-        weights_sha256=backbone.weights_sha256(model) if scores.info.weights_sha256 else None,
+        weights_sha256=backbone.weights_sha256(model) if info.weights_sha256 else None,
     )
-    if config.allocation == "uniform":
-        return None
-    return scores.weights(config.camera_weight, config.projection, config.normalization).tolist()
 
 
 def _places(model: nn.Module, child: nn.Module) -> tuple[tuple[nn.Module, str], ...]:

@@ -65,6 +65,11 @@ class HeSSAttentionProcessor:
                 "calibrate the scores again."
             )
 
+    @property
+    def density(self) -> Tensor | None:
+        """[B, H] float64: `kept_blocks / num_blocks` of the last call; None before the first."""
+        return None if self.kept_blocks is None else self.kept_blocks.double() / self.num_blocks
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout) -> Tensor:
         """Attend from every token.
 

@@ -7,7 +7,6 @@ confidence intervals are up to whoever loads them.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,30 +187,6 @@ class HeadScores:
         view_ids = tuple(self.info.view_ids[row] for row in rows)
         info = replace(self.info, scene_ids=tuple(scene_ids), view_ids=view_ids)
         return type(self)({name: trace[rows] for name, trace in self.scene_traces.items()}, info)
-
-    def check_fit(
-        self, *, backbone: str, num_layers: int, num_heads: int, head_dim: int, weights_sha256: str | None
-    ) -> None:
-        """Refuse a model that these scores cannot belong to; warn when its weights are not those calibrated.
-
-        Raises:
-            ValueError: family, layers, heads or head dim differ; names both sides.
-        """
-        info = self.info
-        ours = f"{info.backbone} with {info.num_layers} layers x {info.num_heads} heads of {info.head_dim}"
-        theirs = f"{backbone} with {num_layers} layers x {num_heads} heads of {head_dim}"
-        if ours != theirs:
-            raise ValueError(
-                f"scores are for {ours}, this model is {theirs} (global attention); "
-                f"they were calibrated on {info.base_model or 'another model'}."
-            )
-        if weights_sha256 and info.weights_sha256 and weights_sha256 != info.weights_sha256:
-            warnings.warn(
-                f"the global attention of this model (weights {weights_sha256[:12]}) is not the one that the "
-                f"scores were calibrated on ({info.base_model or 'unnamed'}, weights "
-                f"{info.weights_sha256[:12]}); calibrate this model to get scores of its own.",
-                stacklevel=3,
-            )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the two files into a folder, made if needed; a reader never sees half a file.

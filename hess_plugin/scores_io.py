@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -122,6 +123,29 @@ class ScoresInfo(_Checked):
             raise ValueError(f"lacks the key{'s' * (len(missing) > 1)} {', '.join(missing)}.")
         return super().from_dict(values)
 
+    def check_fit(
+        self, *, backbone: str, num_layers: int, num_heads: int, head_dim: int, weights_sha256: str | None
+    ) -> None:
+        """Refuse a model that these scores cannot belong to; warn when its weights are not those calibrated.
+
+        Raises:
+            ValueError: family, layers, heads or head dim differ; names both sides.
+        """
+        ours = f"{self.backbone} with {self.num_layers} layers x {self.num_heads} heads of {self.head_dim}"
+        theirs = f"{backbone} with {num_layers} layers x {num_heads} heads of {head_dim}"
+        if ours != theirs:
+            raise ValueError(
+                f"scores are for {ours}, this model is {theirs} (global attention); "
+                f"they were calibrated on {self.base_model or 'another model'}."
+            )
+        if weights_sha256 and self.weights_sha256 and weights_sha256 != self.weights_sha256:
+            warnings.warn(
+                f"the global attention of this model (weights {weights_sha256[:12]}) is not the one that the "
+                f"scores were calibrated on ({self.base_model or 'unnamed'}, weights "
+                f"{self.weights_sha256[:12]}); calibrate this model to get scores of its own.",
+                stacklevel=4,
+            )
+
     def to_json(self) -> str:
         """The text of `hess_config.json`: a line for each field, and for each scene in `view_ids`."""
         lines = {name: _dump(value) for name, value in dataclasses.asdict(self).items()}
@@ -137,7 +161,7 @@ def write_sidecar(folder: Path, info: ScoresInfo, scene_traces: Mapping[str, Ten
     tensors |= {f"fisher_trace.{name}": trace.mean(0) for name, trace in scene_traces.items()}
     # The text in the metadata makes the weights file self-describing, and ties the two files together.
     metadata = {"format": "pt", CONFIG_FILE: text, DIGEST: traces_sha256(scene_traces)}
-    write_atomic(folder / SCORES_FILE, _sorted_header(safetensors.torch.save(tensors, metadata)))
+    write_atomic(folder / SCORES_FILE, sorted_header(safetensors.torch.save(tensors, metadata)))
     write_atomic(folder / CONFIG_FILE, text.encode())
 
 
@@ -184,7 +208,7 @@ def _read_traces(path: Path, info: ScoresInfo) -> dict[str, Tensor]:
     return traces
 
 
-def _sorted_header(content: bytes) -> bytes:
+def sorted_header(content: bytes) -> bytes:
     """A safetensors file with sorted header: the library writes metadata in an order drawn at random."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()

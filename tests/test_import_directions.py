@@ -30,11 +30,13 @@ MAY_IMPORT = {
     "sparsity": "config kernels",
     "scores_io": "config errors files",
     "scores": "config errors scores_io",
+    "gates": "errors files scores_io",
     "datasets": "config errors geometry",
     "backbones": "config geometry",
     "processor": "backbones config kernels sparsity",
     "attention": "backbones processor",
-    "patch": "attention backbones config processor scores",
+    "handle": "attention scores",
+    "patch": "attention backbones config handle processor scores",
     "plots": "errors geometry",
     "tables": "scores",
     "sidecar": "config errors files scores",
@@ -46,9 +48,11 @@ MAY_IMPORT = {
     "evaluation": "backbones config datasets errors files geometry loading options patch processes scores "
     "scores_io sidecar tables",
     # never patch
-    "calibration": "backbones config datasets errors files geometry loading options processes scores tables",
-    "sweep": "config datasets errors evaluation files loading options patch processes progress scores "
-    "sidecar",
+    "calibration": "backbones config datasets errors files gates geometry loading options processes scores "
+    "tables",
+    "baselines": "attention backbones config gates patch",
+    "sweep": "backbones baselines config datasets errors evaluation files gates loading options patch "
+    "processes progress scores sidecar",
     "report": "calibration errors evaluation files plots scores sweep",
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",

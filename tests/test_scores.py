@@ -208,9 +208,9 @@ class TestFit:
     def test_fits(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            make_scores().check_fit(**FIT, weights_sha256="f" * 64)
-            make_scores().check_fit(**FIT, weights_sha256=None)
-            make_scores(weights_sha256=None).check_fit(**FIT, weights_sha256="0" * 64)
+            make_scores().info.check_fit(**FIT, weights_sha256="f" * 64)
+            make_scores().info.check_fit(**FIT, weights_sha256=None)
+            make_scores(weights_sha256=None).info.check_fit(**FIT, weights_sha256="0" * 64)
 
     @pytest.mark.parametrize(
         "change", [{"backbone": "pi3"}, {"num_layers": 24}, {"num_heads": 16}, {"head_dim": 64}]
@@ -219,10 +219,10 @@ class TestFit:
         given = FIT | change
         theirs = "{backbone} with {num_layers} layers x {num_heads} heads of {head_dim}".format(**given)
         with pytest.raises(ValueError, match="scores are for vggt with 2 layers x 3 heads of 16") as error:
-            make_scores().check_fit(**given, weights_sha256=None)
+            make_scores().info.check_fit(**given, weights_sha256=None)
         assert f"this model is {theirs}" in str(error.value)
         assert "facebook/VGGT-1B" in str(error.value)
 
     def test_other_weights_warn(self) -> None:
         with pytest.warns(UserWarning, match=r"weights 000000000000\) .* weights ffffffffffff\); calibrate"):
-            make_scores().check_fit(**FIT, weights_sha256="0" * 64)
+            make_scores().info.check_fit(**FIT, weights_sha256="0" * 64)

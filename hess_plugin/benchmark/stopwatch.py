@@ -75,9 +75,11 @@ class Stopwatch:
             if part is not None:
                 hooks.append(module.register_forward_pre_hook(start))
                 hooks.append(module.register_forward_hook(lambda *call, part=part: stop(part, *call)))
-        sparse = [module.processor for module in model.modules() if isinstance(module, HeSSAttention)]
+        sparse: list[Any] = [
+            module.processor for module in model.modules() if isinstance(module, HeSSAttention)
+        ]
         for processor in sparse:
-            processor.plan = partial(_TimedPlan, self, processor.plan)  # type: ignore[method-assign,assignment]
+            processor.plan = partial(_TimedPlan, self, processor.plan)
         try:
             yield
         finally:

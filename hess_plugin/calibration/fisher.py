@@ -15,15 +15,17 @@ from torch.utils.checkpoint import checkpoint
 from ..backbones import Backbone, find_backbone
 from ..config import CalibrationConfig, Projection
 from ..datasets.scene import Scene
+from ..gates import gate_name
 from ..scores import ERRORS, trace_name
 from .errors import calibration_errors
+from .head_gates import head_gates
 
 
 @dataclass(frozen=True)
 class SceneTraces:
     """What one scene says about the heads, and what happened on the way."""
 
-    traces: dict[str, Tensor]  # by `scores.trace_name`, each [L, H] float64 on the CPU
+    traces: dict[str, Tensor]  # by `scores.trace_name` and `gates.gate_name`, [L, H] float64 on the CPU
     report: dict[str, float]  # of `calibration_errors`
 
 
@@ -46,7 +48,8 @@ def scene_traces(model: nn.Module, scene: Scene, config: CalibrationConfig) -> S
         config: settings of the errors, and the projections to measure.
 
     Returns:
-        Traces of every error and projection, layers in the order of the forward. A layer that an error does
+        Traces of every error and projection, with `config.gates` also the gradients of both errors by head
+        gates, from the same passes; layers in the order of the forward. A layer that an error does
         not depend on has zeros.
 
     Raises:
@@ -59,7 +62,12 @@ def scene_traces(model: nn.Module, scene: Scene, config: CalibrationConfig) -> S
     weights = _weights_of(backbone, attentions.values(), config.projections)
     scene = scene.to(weights[0].device)
     traces: dict[str, Tensor] = {}
-    with _only_gradients_of(weights, model), _recomputed_blocks(model, attentions), torch.enable_grad():
+    with (
+        _only_gradients_of(weights, model),
+        _recomputed_blocks(model, attentions),
+        head_gates(backbone, attentions.values() if config.gates else ()) as gates,
+        torch.enable_grad(),
+    ):
         # No name for the prediction: what no error needs is freed before the backward passes.
         errors = calibration_errors(
             backbone.reconstruct(_predict(backbone, model, scene.images[None], config), config.point_source),
@@ -68,9 +76,14 @@ def scene_traces(model: nn.Module, scene: Scene, config: CalibrationConfig) -> S
         )
         for kind in ERRORS:
             gradients = torch.autograd.grad(
-                getattr(errors, kind), weights, retain_graph=kind != ERRORS[-1], materialize_grads=True
+                getattr(errors, kind),
+                [*weights, *gates],
+                retain_graph=kind != ERRORS[-1],
+                materialize_grads=True,
             )
-            by_weight = dict(zip(map(id, weights), gradients, strict=True))
+            by_weight = dict(zip(map(id, weights), gradients, strict=False))
+            if gates:
+                traces[gate_name(kind)] = torch.stack(gradients[len(weights) :]).double().cpu()
             for projection in config.projections:
                 heads = [_head_norms(backbone, attn, projection, by_weight) for attn in attentions.values()]
                 traces[trace_name(kind, projection)] = torch.stack(heads).cpu()

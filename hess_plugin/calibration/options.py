@@ -21,7 +21,7 @@ The scores are the same bytes each time."""
 _PLACES = (*MODEL, *SCENES, "out", "device", "resume", "skip_failed")
 _CONFIG = (
     *("num_scenes", "num_views", "seed", "point_source", "truth", "icp", "neighbors", "max_points"),
-    *("min_fitness", "precision", "projections", "camera_weight"),
+    *("min_fitness", "precision", "projections", "gates", "camera_weight"),
 )
 
 
@@ -69,6 +69,8 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="query, or with key and value as query,key,value (default: query)",
     )
+    gates = "also head_gates.safetensors, for the pruning baselines of hess sweep"
+    add("--gates", action="store_true", default=None, help=gates)
     add("--camera-weight", type=float, metavar="λ", help="recommended to users (default: 0.5, for π³ 0)")
 
 

@@ -37,7 +37,7 @@ class SceneRecord:
     view_ids: tuple[str, ...] = ()  # in the order in which the model saw them
     unusable_views: dict[str, str] = field(default_factory=dict)  # drawn, but passed over: why
     report: dict[str, float] = field(default_factory=dict)  # of `SceneTraces`
-    traces: dict[str, Tensor] = field(default_factory=dict)  # by `scores.trace_name`, each [L, H] float64
+    traces: dict[str, Tensor] = field(default_factory=dict)  # of `SceneTraces`, each [L, H] float64
 
     def described(self) -> dict[str, Any]:
         """All but the traces, as JSON values."""

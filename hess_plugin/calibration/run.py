@@ -18,9 +18,10 @@ from ..config import CalibrationConfig
 from ..datasets import Dataset
 from ..errors import InputError
 from ..files import write_atomic
+from ..gates import HeadGates, gate_name
 from ..loading import fingerprint
 from ..processes import from_main, process_state, shared_bar
-from ..scores import HeadScores, ScoresInfo, trace_names
+from ..scores import ERRORS, HeadScores, ScoresInfo, trace_names
 from .fisher import check_dense
 from .measuring import measure
 from .records import RecordFolder, SceneRecord, check_out
@@ -91,6 +92,8 @@ def calibrate(
     _write_log(out, log)  # now, because it is wanted most where scenes failed
     scores = _assemble(model, dataset, config, measured, skip_failed, base_model, base_revision)
     scores.save(out)
+    if config.gates:
+        _gates_of(measured, scores.info).save(out)
     if len(scores.info.scene_ids) > 1:
         low, high = bootstrap_interval(scores)
         _write_log(out, log | {"weights_95_percent": {"low": low.tolist(), "high": high.tolist()}})
@@ -155,6 +158,12 @@ def _assemble(
     return HeadScores({name: torch.stack([record.traces[name] for record in good]) for name in names}, info)
 
 
+def _gates_of(measured: Sequence[SceneRecord], info: ScoresInfo) -> HeadGates:
+    """The gate gradients of the scenes that are in the scores."""
+    good = [record for record in measured if record.failure is None]
+    return HeadGates({e: torch.stack([each.traces[gate_name(e)] for each in good]) for e in ERRORS}, info)
+
+
 def _check_failures(failures: dict[str, str], num_scenes: int, skip_failed: bool) -> None:
     """InputError naming all scenes that failed, unless they may be skipped and others are left."""
     nothing_left = len(failures) == num_scenes
@@ -196,6 +205,7 @@ def _describe_settings(model: nn.Module, config: CalibrationConfig) -> dict[str,
     """The settings, those that have a field of their own there and the rest together."""
     settings = dataclasses.asdict(config)
     del settings["num_scenes"]  # the scenes themselves are listed
+    del settings["gates"]  # no trace depends on it
     if config.camera_weight is None:
         settings["camera_weight"] = find_backbone(model).camera_weight
     own = {name: settings.pop(name) for name in ("num_views", "seed", "camera_weight", "projections")}

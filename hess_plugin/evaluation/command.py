@@ -64,8 +64,11 @@ class PredictionRun:
         return DatasetChoice(self.dataset, self.root, self.image_width, defaults | self.options)
 
 
-def run_prediction(run: PredictionRun) -> None:
+def run_prediction(run: PredictionRun) -> bool:
     """Predict all scenes that are still missing in the folder; the work is shared by all processes.
+
+    Returns:
+        Whether this is the process that goes on with the predictions: rank 0.
 
     Raises:
         InputError: the model, the dataset or the settings cannot be used, the folder holds another run, or
@@ -76,6 +79,7 @@ def run_prediction(run: PredictionRun) -> None:
     with memory_errors(device, f"{run.selection.num_views or 'so many'} views (--num-views) a scene"):
         _predict_share(run, state, device)
     state.destroy_process_group()
+    return state.is_main_process
 
 
 def _predict_share(run: PredictionRun, state: PartialState, device: str) -> None:

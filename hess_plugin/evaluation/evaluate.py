@@ -67,6 +67,7 @@ def run_evaluation(run: EvaluationRun) -> Evaluation:
         "density": sum(densities) / len(densities),
         "overall": found.overall,
         "categories": found.categories,
+        "pooled": found.pooled,
         "scenes": found.scenes,
         "run": {name: value for name, value in described.items() if name != "views"},
     }

@@ -27,6 +27,7 @@ class Evaluation:
     scenes: dict[str, Metrics]
     overall: Metrics
     categories: dict[str, Metrics] = field(default_factory=dict)
+    pooled: Metrics = field(default_factory=dict)  # over the pairs of all scenes, by pose protocols
 
 
 def measure_scenes(saved: Iterable[SavedPrediction]) -> Evaluation:
@@ -69,8 +70,8 @@ def measure_poses(saved: Iterable[SavedPrediction], frame: PairFrame, by_categor
     for scene_id in scenes:
         members.setdefault(scene_id.partition("/")[0], []).append(scene_id)
     categories = {name: _group(ids, scenes, errors) for name, ids in members.items()}
-    overall = mean_metrics(categories) if by_category else _group(list(scenes), scenes, errors)
-    return Evaluation(scenes, overall, categories)
+    pooled = _group(list(scenes), scenes, errors)
+    return Evaluation(scenes, mean_metrics(categories) if by_category else pooled, categories, pooled)
 
 
 def measure_dtu_pi3(saved: Iterable[SavedPrediction]) -> Evaluation:

@@ -31,6 +31,7 @@ class Prediction:
     confidence: Tensor  # [V, height, width], higher is better; comparable within one model only
     seconds: float  # wall time of the forward pass, heads included
     density: float  # measured share of attended blocks over all global layers; 1 without a handle
+    peak_memory: int = 0  # bytes on the GPU during the forward pass, weights included; 0 on a CPU
 
 
 def predict(
@@ -48,11 +49,14 @@ def predict(
     device = next(model.parameters()).device
     images = scene.images[None].to(device)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         _wait(device)
         start = time.perf_counter()
         outputs = backbone.predict(model, images)
         _wait(device)
         seconds = time.perf_counter() - start
+    peak_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     result = backbone.reconstruct(outputs)
     extrinsics, points, depth, confidence = (
         value[0].float().to(device if keep_on_device else "cpu")
@@ -60,7 +64,9 @@ def predict(
     )
     density = 1.0 if handle is None else float(handle.stats.density.mean())
     intrinsics = fit_intrinsics(points, extrinsics)
-    return Prediction(scene.name, extrinsics, intrinsics, points, depth, confidence, seconds, density)
+    return Prediction(
+        scene.name, extrinsics, intrinsics, points, depth, confidence, seconds, density, peak_memory
+    )
 
 
 def fit_intrinsics(points: Tensor, extrinsics: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class SavedPrediction:
     view_ids: tuple[str, ...] = ()  # in the order in which the model saw them
     seconds: float = 0.0  # of the forward pass
     density: float = 1.0  # measured share of attended blocks
+    peak_memory: int = 0  # bytes on the GPU during the pass; 0 on a CPU
     failure: str | None = None  # why there is no prediction
     tensors: dict[str, Tensor] = field(default_factory=dict)  # see the top of this file
 
@@ -52,7 +53,8 @@ class SavedPrediction:
         for name in _CAMERAS if cameras_only else (*_CAMERAS, "depth"):
             if (known := getattr(scene, name)) is not None:
                 tensors[f"truth.{name}"] = known
-        return cls(scene.name, scene.view_ids, prediction.seconds, prediction.density, tensors=tensors)
+        p = prediction
+        return cls(scene.name, scene.view_ids, p.seconds, p.density, p.peak_memory, tensors=tensors)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor by name; InputError says what to do where there is none."""
@@ -70,7 +72,13 @@ class SavedPrediction:
     def prediction(self) -> Prediction:
         """All that was predicted; InputError if only cameras were kept."""
         tensors = {name: self.tensor(name) for name in _TENSORS}
-        return Prediction(self.scene_id, **tensors, seconds=self.seconds, density=self.density)
+        return Prediction(
+            self.scene_id,
+            **tensors,
+            seconds=self.seconds,
+            density=self.density,
+            peak_memory=self.peak_memory,
+        )
 
     @property
     def reference(self) -> Reference:

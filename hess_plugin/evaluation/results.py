@@ -31,8 +31,9 @@ def format_evaluation(content: dict[str, Any]) -> str:
         ]
         lines += [format_table(["category", *shown], rows), ""]
     names = [*(name for name in _FIRST if name in overall), *(n for n in overall if n not in _FIRST)]
-    lines.append(format_table(["metric", "overall"], [[name, _text(overall[name])] for name in names]))
-    return "\n".join(lines)
+    columns = {"overall": overall} | ({"pooled": content["pooled"]} if content["pooled"] else {})
+    rows = [[name, *(_text(column[name]) for column in columns.values())] for name in names]
+    return "\n".join([*lines, format_table(["metric", *columns], rows)])
 
 
 def measurements_of(content: dict[str, Any]) -> Iterator[Measurement]:

@@ -46,7 +46,7 @@ def run_report(run: ReportRun) -> None:
     twice = [name for name, count in Counter(sweep.name for sweep in sweeps).items() if count > 1]
     if twice:
         raise InputError(f"two sweeps are named {twice[0]!r}, which names their figures; rename a folder.")
-    with input_errors(OSError, ImportError, prefix=f"cannot write to {run.out}: "):
+    with input_errors(ImportError), input_errors(OSError, prefix=f"cannot write to {run.out}: "):
         (run.out / FIGURES).mkdir(parents=True, exist_ok=True)
         parts = ["# Results of sweeps\n\nWritten by `" + run.command + "`; each number is printed by it."]
         for sweep in tqdm(sweeps, desc="reporting", unit="sweep", disable=None):

@@ -31,6 +31,7 @@ class Comparison:
 _ORDERS = (BASELINE, "hess", "reverse", "shuffled")
 _STYLES = {name: style for style, name in enumerate((*_ORDERS, "no-capping"))}  # the same in all figures
 _PUBLIC = (BASELINE, "uniform-cdf", "uniform-keys", "uniform-public")
+_BASELINES = (BASELINE, "hess", "michel", "kwon", "merging")
 COMPARISONS = (
     Comparison("pairs", "HeSS against uniform sparsity (Fig. 6)", (BASELINE, "hess"), False),
     Comparison("density", "Allocations at a given density, τ = 0", _ORDERS, True),
@@ -38,6 +39,7 @@ COMPARISONS = (
     Comparison("pairs_paired", "HeSS minus uniform, paired by scene", ("hess",), False, paired=True),
     Comparison("reverse", "Reversed and shuffled scores (Fig. 9)", _ORDERS, False),
     Comparison("no_capping", "Surplus dropped (Fig. 10)", (BASELINE, "hess", "no-capping"), False),
+    Comparison("baselines", "Head pruning (Fig. 7) and token merging", _BASELINES, True),
     Comparison("lambda", "Weight λ (Fig. 11)", ("lambda-0", "lambda-0.5", "lambda-1"), False),
     Comparison("uniform_variants", "Choices of SparseVGGT's public code", _PUBLIC, False),
 )

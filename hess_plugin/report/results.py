@@ -112,6 +112,10 @@ class Sweep:
         scenes = self._scenes(method, level)
         return estimate([self._record(scene, method, level).seconds for scene in scenes])
 
+    def peak_memory(self, method: str, level: Level | None) -> int:
+        """The most that any scene took, bytes; 0 on a CPU."""
+        return max(self._record(scene, method, level).peak_memory for scene in self._scenes(method, level))
+
     def cell(self, method: str, level: Level | None, metric: Metric) -> Cell | None:
         """A metric of a method; None where no scene has a value. Dense is compared with nothing."""
         key = (method, level, metric.key)

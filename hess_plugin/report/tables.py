@@ -76,8 +76,8 @@ def ablation(sweep: Sweep) -> str | None:
 
 
 def runtime(sweep: Sweep) -> str | None:
-    """Table 2: seconds of a forward pass, dense, uniform and HeSS."""
-    rows = [["dense", "-", "-", "0.00", _seconds(sweep, "dense", None)]]
+    """Table 2: seconds and peak memory of a forward pass, dense, uniform and HeSS."""
+    rows = [["dense", "-", "-", "0.00", *_cost(sweep, "dense", None)]]
     for level in TABLE_2_LEVELS:
         if level not in sweep.levels or "hess" not in sweep.methods(level):
             continue
@@ -88,12 +88,12 @@ def runtime(sweep: Sweep) -> str | None:
                     f"{level.sparse_ratio:g}",
                     f"{level.cdf_threshold:g}",
                     f"{1 - sweep.density(name, level):.2f}",
-                    _seconds(sweep, name, level),
+                    *_cost(sweep, name, level),
                 ]
             )
     if len(rows) == 1:
         return None
-    table = markdown_table(["Method", "ρ", "τ", "Sparsity", "Seconds"], rows)
+    table = markdown_table(["Method", "ρ", "τ", "Sparsity", "Seconds", "Peak GiB"], rows)
     note = (
         f"On {sweep.run['device']}, {sweep.run['precision']}, attention backend "
         f"`{sweep.run['base']['backend']}`; the first pass of a kind may be slower. This compares methods "
@@ -145,9 +145,11 @@ def _interval(metric: Metric, low: float, high: float) -> str:
     return f"{metric.format(low)} to {metric.format(high)}"
 
 
-def _seconds(sweep: Sweep, name: str, level: Level | None) -> str:
-    found = sweep.seconds(name, level)
-    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
+def _cost(sweep: Sweep, name: str, level: Level | None) -> list[str]:
+    """Seconds with their interval, and the largest peak of memory, which only a GPU tells."""
+    found, peak = sweep.seconds(name, level), sweep.peak_memory(name, level)
+    seconds = f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
+    return [seconds, f"{peak / 2**30:.2f}" if peak else "n/a"]
 
 
 def format_p(p: float) -> str:

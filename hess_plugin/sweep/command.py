@@ -26,12 +26,14 @@ from ..evaluation.setup import (
     load_for,
     load_views,
 )
+from ..gates import HeadGates
 from ..loading import EMBEDDED_MODEL, memory_errors, open_scenes
 from ..patch import apply_hess
 from ..processes import from_main, process_device, process_state
 from ..progress import ProgressBar
 from ..scores import HeadScores
 from ..sidecar import resolve
+from .baselines import read_gates
 from .matching import TOLERANCE
 from .measuring import Bench, measure_settings
 from .presets import Preset, Setting, chosen_settings, preset_named
@@ -55,6 +57,7 @@ class SweepRun:
     model_class: str | None = None
     hess: str | None = None  # scores; None: beside the weights
     other_hess: str | None = None  # of another calibration set, for the method "swapped"
+    gates: Path | None = None  # folder of `hess calibrate --gates`, for pruning; None: beside the scores
     methods: tuple[str, ...] | None = None  # None: all of the preset
     protocol: str | None = None
     truth: Path | None = None
@@ -74,8 +77,11 @@ class SweepRun:
         return DatasetChoice(self.dataset, self.root, self.image_width, defaults | self.options)
 
 
-def run_sweep(run: SweepRun) -> None:
+def run_sweep(run: SweepRun) -> bool:
     """Measure all settings that are still missing in the folder, on all scenes.
+
+    Returns:
+        Whether this is the process that says so: rank 0.
 
     Raises:
         InputError: something given cannot be used, the folder holds another sweep, or scenes or settings
@@ -88,27 +94,31 @@ def run_sweep(run: SweepRun) -> None:
     with memory_errors(device, f"{run.selection.num_views or 'so many'} views (--num-views) a scene"):
         _sweep_share(run, state, device)
     state.destroy_process_group()
+    return state.is_main_process
 
 
 def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:
     other = None if run.other_hess is None else _other_scores(run)
     model, own = load_for(run.model, run.model_class, run.hess, True, device)
     assert own is not None
+    gates = read_gates(run.gates, run.hess, run.model, model)
     preset, protocol = preset_named(run.preset), protocol_for(run.protocol, run.dataset)
     settings = [
         setting
         for setting in chosen_settings(preset, run.methods)
-        if setting.method.name == "dense" or setting.method.is_possible(own, other)
+        if setting.method.name == "dense" or setting.method.is_possible(own, other, gates)
     ]
     _check_scores(model, own, other, run.base)
     folder = SweepFolder(run.out)
 
     def begin() -> dict[str, Any]:
-        described = _describe(run, preset, protocol, model, own, other, settings, device)
+        described = _describe(run, preset, protocol, model, own, other, gates, settings, device)
         folder.begin(described)
         for name, scores in (("own", own), ("other", other)):
             if scores is not None:
                 scores.save(run.out / SCORES / name)
+        if gates is not None:
+            gates.save(run.out / SCORES / "own")
         return described
 
     described = from_main(state, begin)
@@ -116,7 +126,7 @@ def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:
         return
     if state.is_main_process:
         print(_announcement(described, settings, preset, state), flush=True)
-    bench = Bench(model, own, other, protocol, run.base, run.truth or run.root, run.alignment)
+    bench = Bench(model, own, other, protocol, run.base, run.truth or run.root, run.alignment, gates)
     _measure_share(bench, run, described, settings, folder, state)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -135,7 +145,6 @@ def _measure_share(
     dataset = open_scenes(run.scenes, bench.model, described["num_views"] or 1)
     scenes = described["scenes"]
     share = list(scenes)[state.process_index :: state.num_processes]
-    numbers = {scene_id: index for index, scene_id in enumerate(scenes)}
 
     def load(scene_id: str) -> Scene:
         return load_views(dataset, scene_id, scenes[scene_id], described["num_views"], run.selection.seed)
@@ -152,7 +161,7 @@ def _measure_share(
                 bar.update(len(settings))
                 continue
             records.pop(FAILED, None)
-            for key, record, is_new in measure_settings(bench, scene, numbers[scene_id], settings, records):
+            for key, record, is_new in measure_settings(bench, scene, settings, records):
                 records[key] = record
                 if is_new:
                     folder.write(scene_id, records)
@@ -179,6 +188,7 @@ def _describe(
     model: nn.Module,
     own: HeadScores,
     other: HeadScores | None,
+    gates: HeadGates | None,
     settings: Sequence[Setting],
     device: str,
 ) -> dict[str, Any]:
@@ -208,6 +218,7 @@ def _describe(
         **describe_machine(device),
         "scores": describe_scores(own),
         "other_scores": None if other is None else describe_scores(other),
+        "gates": None if gates is None else gates.sha256,
         "scenes": protocol.choose(dataset, selection),
         "settings": [
             {"key": s.key, "method": s.method.name, "level": s.level and asdict(s.level)} for s in settings
@@ -221,7 +232,9 @@ def _announcement(
     """What is about to be measured, and what of the preset is left out."""
     there = {setting.method.name for setting in settings}
     missing = sorted({s.method.name for s in preset.settings()} - there)
-    left_out = f"; left out: {', '.join(missing)} (not asked for, or no such scores)" if missing else ""
+    left_out = (
+        f"; left out: {', '.join(missing)} (not asked for, or no such scores or gates)" if missing else ""
+    )
     return (
         f"{len(described['scenes'])} scenes of {described['dataset']} x {len(settings)} settings, "
         f"{state.num_processes} processes ({described['device']}){left_out}"

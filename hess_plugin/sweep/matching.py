@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..config import HeSSConfig
 
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 class Matched(Generic[_T]):
     """What a method does at the density asked for, or as near to it as its settings go."""
 
-    config: HeSSConfig
+    config: Any  # HeSSConfig, or the settings of a baseline
     density: float  # measured
     attempts: int  # settings that were run
     result: _T

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from ..evaluation.predict import predict
 from ..evaluation.predictions import SavedPrediction
 from ..evaluation.protocols import Protocol, measure
 from ..evaluation.setup import describe_scores, describe_sparsity
-from ..patch import apply_hess
+from ..gates import HeadGates
+from ..patch import HeSSHandle, apply_hess
 from ..scores import HeadScores
+from .baselines import apply_baseline, baseline_config
 from .matching import Matched, match_density
 from .methods import BASELINE
 from .presets import Setting
@@ -37,10 +40,11 @@ class Bench:
     )  # block sizes, backend, dense layers of every setting
     truth: Path | None = None  # root of DTU's official ground truth
     alignment: str = "cameras"
+    gates: HeadGates | None = None  # of the heads, for pruning
 
 
 def measure_settings(
-    bench: Bench, scene: Scene, index: int, settings: Sequence[Setting], known: dict[str, SettingRecord]
+    bench: Bench, scene: Scene, settings: Sequence[Setting], known: dict[str, SettingRecord]
 ) -> Iterator[tuple[str, SettingRecord, bool]]:
     """The record of each setting, in order, and whether it is new.
 
@@ -49,7 +53,6 @@ def measure_settings(
     Args:
         bench: model, scores and metrics.
         scene: on the device of the model.
-        index: of the scene in the sweep, which seeds shuffling: each scene sees another order of heads.
         settings: of each level the baseline first.
         known: records of the scene that are there.
     """
@@ -59,59 +62,85 @@ def measure_settings(
         target = (
             targets.get(setting.level.name) if setting.level and setting.method.name != BASELINE else None
         )
-        asked = _asked(bench, setting, index, target)
+        asked = _asked(bench, scene, setting, target)
         record = known.get(setting.key)
         is_new = record is None or record.asked != asked or record.failure is not None
         if record is None or is_new:
-            record = done.get(repr(asked)) or _measure(bench, scene, setting, index, target, asked)
+            record = done.get(repr(asked)) or _measure(bench, scene, setting, target, asked)
         done[repr(asked)] = record
         if setting.level and setting.method.name == BASELINE:
             targets[setting.level.name] = record.density
         yield setting.key, record, is_new
 
 
-def _asked(bench: Bench, setting: Setting, index: int, target: float | None) -> dict[str, Any]:
+def _asked(bench: Bench, scene: Scene, setting: Setting, target: float | None) -> dict[str, Any]:
     """All that decides a record, as JSON values."""
     if setting.level is None:
         return {"dense": True}
+    if setting.method.baseline is not None:
+        baseline = baseline_config(setting, bench.base, bench.scores.info.num_layers, target)
+        gates = bench.gates if setting.method.baseline != "merging" else None
+        return {"config": _as_json(baseline), "scores": gates and gates.sha256, "target": target}
     scores = setting.method.scores(bench.scores, bench.other_scores)
     assert scores is not None  # impossible settings were left out
-    config = setting.level.config(setting.method, scores, index, bench.base)
+    config = setting.level.config(setting.method, scores, _shuffle_seed(scene), bench.base)
     reads_scores = config.allocation != "uniform"
     return {
-        "config": {k: list(v) if isinstance(v, tuple) else v for k, v in describe_sparsity(config).items()},
+        "config": _as_json(config),
         "scores": describe_scores(scores)["sha256"] if reads_scores else None,
         "target": target,
     }
+
+
+def _shuffle_seed(scene: Scene) -> int:
+    """Each scene sees another order of heads, the same in every sweep."""
+    return int.from_bytes(sha256(scene.name.encode()).digest()[:4])
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    values = describe_sparsity(config) if isinstance(config, HeSSConfig) else asdict(config)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _measure(
     bench: Bench,
     scene: Scene,
     setting: Setting,
-    index: int,
     target: float | None,
     asked: dict[str, Any],
 ) -> SettingRecord:
     try:
-        matched = _match(bench, scene, setting, index, target)
+        matched = _match(bench, scene, setting, target)
         metrics = measure(bench.protocol, [matched.result], bench.truth, bench.alignment).scenes[scene.name]
     except InputError as error:  # a prediction that cannot be measured: cameras in one place, NaN
         return SettingRecord(asked, target=target, failure=str(error))
-    config = None if setting.level is None else describe_sparsity(matched.config)
-    seconds = matched.result.seconds
-    return SettingRecord(asked, config, matched.density, target, matched.attempts, seconds, metrics)
+    config = None if setting.level is None else _as_json(matched.config)
+    made = matched.result
+    return SettingRecord(
+        asked=asked,
+        config=config,
+        density=matched.density,
+        target=target,
+        attempts=matched.attempts,
+        seconds=made.seconds,
+        peak_memory=made.peak_memory,
+        metrics=metrics,
+    )
 
 
-def _match(
-    bench: Bench, scene: Scene, setting: Setting, index: int, target: float | None
-) -> Matched[SavedPrediction]:
-    def saved(handle: Any) -> SavedPrediction:
+def _match(bench: Bench, scene: Scene, setting: Setting, target: float | None) -> Matched[SavedPrediction]:
+    def saved(handle: HeSSHandle | None) -> SavedPrediction:
         prediction = predict(bench.model, scene, handle, keep_on_device=True)
         return SavedPrediction.of(prediction, scene, bench.protocol.only_cameras)
 
     if setting.level is None:
         return Matched(bench.base, 1.0, 1, saved(None))
+    if setting.method.baseline is not None:
+        # Its setting follows from the density, so there is nothing to search.
+        baseline = baseline_config(setting, bench.base, bench.scores.info.num_layers, target)
+        with apply_baseline(bench.model, baseline, bench.gates) as handle:
+            made = saved(handle)
+        return Matched(baseline, made.density, 1, made)
     scores = setting.method.scores(bench.scores, bench.other_scores)
     assert scores is not None
     # Whether they fit the weights was found out once; hashing these again for each setting is a waste.
@@ -122,7 +151,7 @@ def _match(
             made = saved(handle)
         return made.density, made
 
-    config = setting.level.config(setting.method, scores, index, bench.base)
+    config = setting.level.config(setting.method, scores, _shuffle_seed(scene), bench.base)
     if target is None:
         density, made = run(config)
         return Matched(config, density, 1, made)

@@ -1,15 +1,16 @@
-"""What is compared: each method is a change to `HeSSConfig`, or to the scores, and nothing else."""
+"""What is compared: each method is a change to `HeSSConfig` or to the scores, or a baseline of its own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from ..config import HeSSConfig
 from ..datasets.base import draw
 from ..errors import InputError
+from ..gates import HeadGates
 from ..scores import HeadScores
 
 BASELINE = "uniform"  # sets the density that the others are matched to, and is what differences are taken to
@@ -24,6 +25,7 @@ class Method:
     changes: Mapping[str, Any] = field(default_factory=dict)  # to the fields of `HeSSConfig`
     num_scenes: int | None = None  # use so many of the calibration scenes; None: all
     swapped: bool = False  # use the scores of another calibration set
+    baseline: Literal["michel", "kwon", "merging"] | None = None  # of `hess_plugin.baselines`, if it is one
 
     def scores(self, own: HeadScores, other: HeadScores | None) -> HeadScores | None:
         """The scores that it uses; None if there are none such."""
@@ -37,8 +39,10 @@ class Method:
         drawn = draw(list(own.info.scene_ids), 0, "calibration size")[: self.num_scenes]
         return own.of_scenes(sorted(drawn))
 
-    def is_possible(self, own: HeadScores, other: HeadScores | None) -> bool:
-        """Whether its scores are there: another set, enough scenes, traces of the projection."""
+    def is_possible(self, own: HeadScores, other: HeadScores | None, gates: HeadGates | None) -> bool:
+        """Whether its scores are there: another set, enough scenes, traces of the projection, or gates."""
+        if self.baseline is not None:
+            return self.baseline == "merging" or gates is not None
         scores = self.scores(own, other)
         return scores is not None and self.changes.get("projection", "query") in scores.info.projections
 
@@ -68,6 +72,9 @@ METHODS = {
         Method("softmax", "softmax", {"normalization": "softmax"}),
         Method("log", "log", {"normalization": "log"}),
         Method("no-capping", "surplus dropped", {"surplus": "drop"}),
+        Method("michel", "head pruning (Michel et al.)", baseline="michel"),
+        Method("kwon", "head pruning (Kwon et al.)", baseline="kwon"),
+        Method("merging", "token merging (FastVGGT)", baseline="merging"),
         Method("swapped", "other calibration set", swapped=True),
         *(Method(f"scenes-{n}", f"calibrated on {n}", num_scenes=n) for n in (1, 5, 10, 20, 40)),
     )

@@ -34,6 +34,8 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     add("--methods", metavar="NAMES", help="only these of the preset, such as hess,reverse")
     add("--hess", metavar="SCORES", help="alias, folder or repository (default: beside the weights)")
     add("--other-hess", metavar="SCORES", help="of another calibration set, for the method swapped")
+    gates = "of hess calibrate --gates, for head pruning (default: beside the scores)"
+    add("--gates", type=Path, metavar="FOLDER", help=gates)
     base = "of every setting: block sizes, dense_layers, backend, such as backend=triton"
     add("--base", metavar="NAME=VALUE,...", default="", help=base)
     add_scene_options(parser, num_scenes="the preset's", num_views="the preset's, else the protocol's")
@@ -50,7 +52,7 @@ def read_sweep_options(options: argparse.Namespace) -> SweepRun:
     unknown = [name for name in base if name not in SHARED]
     if unknown:
         raise InputError(f"--base takes {', '.join(SHARED)}; methods and levels set {unknown[0]}.")
-    names = ("out", "preset", "hess", "other_hess", "protocol", "truth", "alignment", "device")
+    names = ("out", "preset", "hess", "other_hess", "gates", "protocol", "truth", "alignment", "device")
     chosen = given(options, *names, *MODEL, *SCENES)
     if options.methods is not None:
         chosen["methods"] = tuple(options.methods.split(","))

@@ -20,6 +20,7 @@ _SPREAD = tuple(Level(*pair) for pair in ((0.5, 0.90), (0.5, 0.70), (0.6, 0.60),
 _ABLATED = (Level(0.6, 0.4), Level(0.8, 0.4))  # the second is that of Table 1
 _MAIN = (BASELINE, "hess", "reverse", "shuffled")
 _UNIFORM = ("uniform-cdf", "uniform-keys", "uniform-public")
+_BASELINES = ("michel", "kwon", "merging")
 _TABLE_1 = ("key", "value", "linear", "softmax", "log")
 _SIZES = ("scenes-1", "scenes-5", "scenes-10", "scenes-20", "scenes-40")
 
@@ -60,7 +61,7 @@ PRESETS = {
     "paper": Preset(
         (
             (_PAIRS, (BASELINE, "hess")),
-            (_GRID, _MAIN),
+            (_GRID, (*_MAIN, *_BASELINES)),
             (_SPREAD, (*_MAIN, *_UNIFORM, "lambda-0", "lambda-0.5", "lambda-1", "no-capping")),
             (_ABLATED, (*_TABLE_1, *_SIZES, "swapped")),
         ),
@@ -69,7 +70,7 @@ PRESETS = {
     "density": Preset(((_GRID, _MAIN),), num_scenes=24),
     "small": Preset(
         (
-            ((density_level(0.25), density_level(0.5)), _MAIN),
+            ((density_level(0.25), density_level(0.5)), (*_MAIN, *_BASELINES)),
             (
                 (Level(0.8, 0.4),),
                 (BASELINE, "hess", "uniform-public", "lambda-0", "no-capping", "key", "scenes-5"),

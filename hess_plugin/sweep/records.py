@@ -13,7 +13,14 @@ from ..files import write_atomic
 
 RUN_FILE, RECORDS, SCORES = "sweep.json", "records", "scores"
 FORMAT = 1
-_NOT_IDENTITY = ("command", "scenes", "settings", "scores", "other_scores")  # may change between calls
+_NOT_IDENTITY = (
+    "command",
+    "scenes",
+    "settings",
+    "scores",
+    "other_scores",
+    "gates",
+)  # may change between calls
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class SettingRecord:
     target: float | None = None  # the baseline's density, None for dense and the baseline itself
     attempts: int = 1  # forward passes until the density was met
     seconds: float = 0.0  # of the forward pass
+    peak_memory: int = 0  # bytes on the GPU during the pass; 0 on a CPU
     metrics: dict[str, float] = field(default_factory=dict)
     failure: str | None = None  # why there are no metrics
 

@@ -14,6 +14,7 @@ from co3d_tree import write_traps
 from doubles import tiny_native_vggt
 from dtu_tree import surface_points, views_in_mm, write_official, write_pointmap
 from predictions import perfect_prediction, quarter_turn
+from ranks import run_ranks
 from tiny_checkpoint import save_scores
 
 from hess_plugin.cli import main
@@ -81,6 +82,18 @@ class TestScenes:
         assert len(files[1].read_bytes()) == pytest.approx(len(content), rel=0.01)
         assert main([*command, "--seed", "1"]) == 2
 
+    def test_two_processes(self, model: Path, tmp_path: Path) -> None:
+        options = ["--model", str(model), "--out", str(tmp_path), *SMALL]
+        first, second = run_ranks(2, "predict", *options)
+        assert first.startswith("Predictions: ")
+        assert second == ""
+        folder = PredictionFolder(tmp_path)
+        assert folder.count() == 3
+        alone = evaluate(model, tmp_path / "alone", *SMALL)
+        assert main(["evaluate", "--predictions", str(tmp_path)]) == 0
+        shared = json.loads((tmp_path / "metrics.json").read_text())
+        assert shared["overall"]["auc_30"] == pytest.approx(alone["overall"]["auc_30"], abs=0.02)
+
     def test_calibration_scenes_are_left_out(self, tmp_path: Path) -> None:
         """Also by a dense run, so that dense and sparse runs see the same scenes."""
         from hess_plugin.scores import HeadScores
@@ -125,6 +138,7 @@ class TestCo3d:
         assert list(vggt["categories"]) == ["apple", "chair"]
         curves = [metrics["auc_30"] for metrics in vggt["categories"].values()]
         assert vggt["overall"]["auc_30"] == pytest.approx(sum(curves) / 2)
+        assert vggt["pooled"]["auc_30"] == pytest.approx(sum(curves) / 2)  # three pairs in each
         views = PredictionFolder(tmp_path / "vggt").read_run()["views"]
         frames = tmp_path / "frames.json"
         frames.write_text(json.dumps({"portrait": [4, 0, 2, 5], "scaled": [0, 2]}))
@@ -133,7 +147,7 @@ class TestCo3d:
         # Six pairs of the first sequence and one of the second count alike.
         rows = pi3["scenes"]
         pooled = (6 * rows["apple/portrait"]["auc_30"] + rows["chair/scaled"]["auc_30"]) / 7
-        assert pi3["overall"]["auc_30"] == pytest.approx(pooled)
+        assert pi3["overall"]["auc_30"] == pi3["pooled"]["auc_30"] == pytest.approx(pooled)
         assert set(views) == set(rows)
 
     def test_damaged_photo(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ def test_calibration_sizes_are_nested() -> None:
     sets = [set(METHODS[f"scenes-{n}"].scores(scores, None).info.scene_ids) for n in (1, 5, 10)]
     assert [len(each) for each in sets] == [1, 5, 10]
     assert sets[0] < sets[1] < sets[2]
-    assert not METHODS["scenes-20"].is_possible(scores, None)
-    assert not METHODS["swapped"].is_possible(scores, None)
-    assert METHODS["swapped"].is_possible(scores, scores)
-    assert not METHODS["key"].is_possible(scores, None)
+    assert not METHODS["scenes-20"].is_possible(scores, None, None)
+    assert not METHODS["swapped"].is_possible(scores, None, None)
+    assert METHODS["swapped"].is_possible(scores, scores, None)
+    assert not METHODS["key"].is_possible(scores, None, None)
