@@ -31,7 +31,7 @@ from ..processes import from_main
 from ..scores import HeadScores
 from ..sidecar import resolve
 from .matching import TOLERANCE
-from .measuring import Bench, measure_settings
+from .measuring import Bench, measure_settings, warm_up
 from .presets import Preset, Setting, chosen_settings, preset_named
 from .records import FORMAT, SCORES, SettingRecord, SweepFolder
 
@@ -121,18 +121,23 @@ def _measure_share(
     def load(scene_id: str) -> Scene:
         return load_views(dataset, scene_id, scenes[scene_id], described["num_views"], run.selection.seed)
 
+    device = next(bench.model.parameters()).device
+    is_cold = device.type == "cuda"
     hidden = None if state.is_main_process else True
     with tqdm(total=len(share) * len(settings), desc="sweeping", unit="setting", disable=hidden) as bar:
         for scene_id, loading in read_ahead(load, share):
             records = folder.read(scene_id)
             try:
-                scene = loading.result().to(next(bench.model.parameters()).device)
+                scene = loading.result().to(device)
             except InputError as error:
                 reason = str(error).replace(f"{dataset.root}/", "")
                 folder.write(scene_id, {FAILED: SettingRecord({}, failure=reason)})
                 bar.update(len(settings))
                 continue
             records.pop(FAILED, None)
+            if is_cold:
+                warm_up(bench, scene)
+                is_cold = False
             for key, record, is_new in measure_settings(bench, scene, settings, records):
                 records[key] = record
                 if is_new:
