@@ -4,64 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import nn
 
 from ..config import HeSSConfig
 from ..datasets import Dataset, Scene
-from ..datasets.choice import DatasetChoice
 from ..datasets.reading import read_ahead
 from ..errors import InputError
-from ..loading import EMBEDDED_MODEL, memory_errors, open_scenes
+from ..loading import open_scenes
 from ..patch import apply_hess
-from ..processes import from_main, process_device, process_state, shared_bar
+from ..processes import from_main, shared_bar
 from ..scores import HeadScores
 from .predict import predict
 from .predictions import FORMAT, PredictionFolder, SavedPrediction
-from .protocols import Protocol, Selection, protocol_for
 from .setup import (
+    ModelRun,
     describe_machine,
     describe_model,
     describe_scores,
     describe_sparsity,
-    exclude_calibrated,
     load_for,
     load_views,
 )
 
 
-@dataclass(frozen=True)
-class PredictionRun:
-    """What to run on what, and where predictions go."""
+@dataclass(frozen=True, kw_only=True)
+class PredictionRun(ModelRun):
+    """What to predict."""
 
-    out: Path
-    dataset: str  # one of DATASETS
-    root: Path | None = None
-    image_width: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)  # of the dataset, see `DatasetChoice`
-    model: str = str(EMBEDDED_MODEL)
-    model_class: str | None = None
     sparsity: HeSSConfig | None = None  # None: dense; its `scores` are not read
-    hess: str | None = None  # scores: alias, folder or repository; None: beside the weights
-    protocol: str | None = None  # None: that of the dataset
-    selection: Selection = field(default_factory=Selection)
     cameras_only: bool = False  # keep no points and depth
-    device: str | None = None
-    command: str = "hess predict"  # as it was called, for people
-
-    def __post_init__(self) -> None:
-        _ = self.scenes, protocol_for(self.protocol, self.dataset)  # checks them
-
-    @property
-    def scenes(self) -> DatasetChoice:
-        """Where the scenes come from."""
-        defaults = protocol_for(self.protocol, self.dataset).options
-        return DatasetChoice(self.dataset, self.root, self.image_width, defaults | self.options)
 
 
 def run_prediction(run: PredictionRun) -> bool:
@@ -74,27 +49,20 @@ def run_prediction(run: PredictionRun) -> bool:
         InputError: the model, the dataset or the settings cannot be used, the folder holds another run, or
             scenes failed: the message names them, and all others are kept.
     """
-    state = process_state(cpu=run.device == "cpu" or not torch.cuda.is_available())
-    device = process_device(run.device, state)
-    with memory_errors(device, f"{run.selection.num_views or 'so many'} views (--num-views) a scene"):
+    with run.processes() as (state, device):
         _predict_share(run, state, device)
-    state.destroy_process_group()
     return state.is_main_process
 
 
 def _predict_share(run: PredictionRun, state: PartialState, device: str) -> None:
     needed = run.sparsity is not None and run.sparsity.allocation != "uniform"
     model, scores = load_for(run.model, run.model_class, run.hess, needed, device)
-    protocol = protocol_for(run.protocol, run.dataset)
     folder = PredictionFolder(run.out)
 
     def begin() -> tuple[dict[str, Any], list[str]]:
-        selection = exclude_calibrated(run.selection, run.dataset, [scores] if scores else [])
-        asked = run.options.get("categories")
-        selection = replace(selection, categories=asked.split(",") if asked else None)
-        dataset = open_scenes(run.scenes, model, selection.num_views or protocol.num_views or 1)
-        described = _describe(run, model, scores, dataset, protocol, device)
-        described["views"] = protocol.choose(dataset, selection)
+        num_views = run.protocol.num_views
+        dataset, views = run.choose_views(model, [scores] if scores else [], None, num_views)
+        described = _describe(run, model, scores, dataset, device) | {"views": views}
         return described, folder.begin(described)
 
     # One listing for all, as each process would else see fresh files of the others.
@@ -150,7 +118,6 @@ def _describe(
     model: nn.Module,
     scores: HeadScores | None,
     dataset: Dataset,
-    protocol: Protocol,
     device: str,
 ) -> dict[str, Any]:
     """The full configuration of a run but its views, as JSON values."""
@@ -160,8 +127,8 @@ def _describe(
         "model": describe_model(run.model, model),
         "dataset": dataset.name,
         "dataset_settings": dataset.settings,
-        "protocol": protocol.name,
-        "num_views": run.selection.num_views or protocol.num_views,
+        "protocol": run.protocol.name,
+        "num_views": run.selection.num_views or run.protocol.num_views,
         "seed": run.selection.seed,
         "sparsity": None if run.sparsity is None else describe_sparsity(run.sparsity),
         "scores": None if scores is None else describe_scores(scores),

@@ -77,7 +77,8 @@ def read_predict_options(options: argparse.Namespace) -> PredictionRun:
         if getattr(options, name) is None:
             raise InputError(f"--{name} is needed to predict.")
     return PredictionRun(
-        **given(options, "out", "protocol", "device", "cameras_only", "hess", *MODEL, *SCENES),
+        **given(options, "out", "device", "cameras_only", "hess", *MODEL, *SCENES),
+        protocol_name=options.protocol,
         options=given(options, *DATASET),
         selection=read_selection(options),
         sparsity=read_sparsity(options),

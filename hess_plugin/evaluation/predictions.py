@@ -25,6 +25,7 @@ from ..files import write_atomic
 from ..geometry.cameras import unproject_depth
 from .compare import Reference
 from .predict import Prediction
+from .run_file import RunFile
 
 RUN_FILE, SCENES, METRICS_FILE = "run.json", "scenes", "metrics.json"
 FORMAT = 1
@@ -94,20 +95,13 @@ class PredictionFolder:
 
     path: Path
 
-    def read_run(self) -> dict[str, Any]:
-        """Content of `run.json`.
+    @property
+    def _run_file(self) -> RunFile:
+        return RunFile(self.path / RUN_FILE, FORMAT, "predictions", "hess predict")
 
-        Raises:
-            InputError: there is none, it cannot be read, or it is of a newer format.
-        """
-        path = self.path / RUN_FILE
-        if not path.is_file():
-            raise InputError(f"{self.path} holds no predictions: there is no {RUN_FILE}; run hess predict.")
-        with input_errors(OSError, ValueError, KeyError, TypeError, prefix=f"cannot read {path}: "):
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if run["format"] > FORMAT:
-                raise ValueError(f"its format is {run['format']}, this version reads {FORMAT}")
-            return run | {"views": dict(run["views"])}
+    def read_run(self) -> dict[str, Any]:
+        """Content of `run.json`; InputError if there is none that can be read."""
+        return self._run_file.read()
 
     def begin(self, run: dict[str, Any]) -> list[str]:
         """Make the folder for a run, or go on with it; returns the scenes that are still to be predicted.
@@ -115,20 +109,9 @@ class PredictionFolder:
         Scenes that failed before are tried again.
 
         Raises:
-            InputError: the folder holds predictions of a run with other settings.
+            InputError: the folder holds predictions of a run with other settings, or cannot be written.
         """
-        run = json.loads(json.dumps(run))
-        if (self.path / RUN_FILE).exists():
-            before = self.read_run()
-            differing = [key for key in run if key != "command" and run[key] != before.get(key)]
-            if differing:
-                raise InputError(
-                    f"{self.path} holds predictions of another run, which differs in {', '.join(differing)}; "
-                    "choose another --out, or remove it."
-                )
-        with input_errors(OSError, prefix=f"cannot write to {self.path}: "):
-            (self.path / SCENES).mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path / RUN_FILE, json.dumps(run, indent=2).encode())
+        self._run_file.begin(run, may_differ=("command",))
         return [scene_id for scene_id in run["views"] if not self._is_done(scene_id)]
 
     def write(self, saved: SavedPrediction) -> None:

@@ -4,24 +4,98 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from ..backbones import find_backbone
 from ..config import HeSSConfig
 from ..datasets import Dataset, PhotoDataset, Scene
+from ..datasets.choice import DatasetChoice
+from ..datasets.co3d_protocols import Views
 from ..errors import InputError
-from ..loading import commit_of, fingerprint, load_model
+from ..loading import (
+    EMBEDDED_MODEL,
+    commit_of,
+    fingerprint,
+    load_model,
+    memory_errors,
+    open_scenes,
+)
+from ..processes import process_device, process_state
 from ..scores import HeadScores
 from ..scores_io import traces_sha256
 from ..sidecar import resolve
-from .protocols import Selection
+from .protocols import Protocol, Selection, protocol_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRun:
+    """A model, the scenes that it runs over, and where results go.
+
+    Raises:
+        InputError: something that does not fit, found out before anything is loaded.
+    """
+
+    out: Path
+    dataset: str  # one of DATASETS
+    root: Path | None = None
+    image_width: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # of the dataset, see `DatasetChoice`
+    model: str = str(EMBEDDED_MODEL)  # folder or repository of a checkpoint
+    model_class: str | None = None
+    hess: str | None = None  # scores: alias, folder or repository; None: beside the weights
+    protocol_name: str | None = None  # None: that of the dataset
+    selection: Selection = field(default_factory=Selection)
+    device: str | None = None  # None: this process's GPU, or the CPU where there is none
+    command: str  # as it was called, for people
+
+    def __post_init__(self) -> None:
+        _ = self.scenes  # checks them
+
+    @property
+    def protocol(self) -> Protocol:
+        """Which views are taken, and what is measured."""
+        return protocol_for(self.protocol_name, self.dataset)
+
+    @property
+    def scenes(self) -> DatasetChoice:
+        """Where the scenes come from."""
+        options = self.protocol.options | self.options
+        return DatasetChoice(self.dataset, self.root, self.image_width, options)
+
+    def choose_views(
+        self, model: nn.Module, scores: Sequence[HeadScores], num_scenes: int | None, num_views: int | None
+    ) -> tuple[Dataset, Views | dict[str, None]]:
+        """The opened dataset, and the scenes with their views; the numbers are for where none are set.
+
+        Scenes that any of the scores were calibrated on are left out.
+        """
+        asked = self.options.get("categories")
+        selection = replace(
+            exclude_calibrated(self.selection, self.dataset, scores),
+            num_scenes=self.selection.num_scenes or num_scenes,
+            num_views=self.selection.num_views or num_views,
+            categories=asked.split(",") if asked else None,
+        )
+        dataset = open_scenes(self.scenes, model, selection.num_views or 1)
+        return dataset, self.protocol.choose(dataset, selection)
+
+    @contextmanager
+    def processes(self) -> Iterator[tuple[PartialState, str]]:
+        """This process among those launched, and its device; memory that runs out becomes one line."""
+        state = process_state(cpu=self.device == "cpu" or not torch.cuda.is_available())
+        device = process_device(self.device, state)
+        with memory_errors(device, f"{self.selection.num_views or 'so many'} views (--num-views) a scene"):
+            yield state, device
+        state.destroy_process_group()
 
 
 def load_views(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,28 @@ from accelerate import PartialState
 from torch import nn
 
 from ..config import HeSSConfig
-from ..datasets import Dataset, Scene
-from ..datasets.choice import DatasetChoice
+from ..datasets import Scene
 from ..datasets.reading import read_ahead
 from ..errors import InputError, input_errors
-from ..evaluation.protocols import Protocol, Selection, protocol_for
 from ..evaluation.setup import (
+    ModelRun,
     describe_machine,
     describe_model,
     describe_scores,
     describe_sparsity,
-    exclude_calibrated,
     load_for,
     load_views,
 )
 from ..gates import HeadGates
-from ..loading import EMBEDDED_MODEL, memory_errors, open_scenes
+from ..loading import open_scenes
 from ..patch import apply_hess
-from ..processes import from_main, process_device, process_state
+from ..processes import from_main
 from ..progress import ProgressBar
 from ..scores import HeadScores
 from ..sidecar import resolve
 from .baselines import read_gates
 from .matching import TOLERANCE
-from .measuring import Bench, measure_settings
+from .measuring import Bench, measure_settings, warm_up
 from .presets import Preset, Setting, chosen_settings, preset_named
 from .records import FORMAT, SCORES, SettingRecord, SweepFolder
 
@@ -43,38 +41,21 @@ SHARED = ("q_block_size", "kv_block_size", "dense_layers", "dense_below_tokens",
 FAILED = "failed"  # key of the record of a scene that could not be read
 
 
-@dataclass(frozen=True)
-class SweepRun:
-    """What to compare on what, and where records go."""
+@dataclass(frozen=True, kw_only=True)
+class SweepRun(ModelRun):
+    """What to compare."""
 
-    out: Path
-    dataset: str
     preset: str = "paper"
-    root: Path | None = None
-    image_width: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)  # of the dataset
-    model: str = str(EMBEDDED_MODEL)
-    model_class: str | None = None
-    hess: str | None = None  # scores; None: beside the weights
-    other_hess: str | None = None  # of another calibration set, for the method "swapped"
     gates: Path | None = None  # folder of `hess calibrate --gates`, for pruning; None: beside the scores
     methods: tuple[str, ...] | None = None  # None: all of the preset
-    protocol: str | None = None
-    truth: Path | None = None
-    alignment: str = "cameras"
-    selection: Selection = field(default_factory=Selection)
+    other_hess: str | None = None  # scores of another calibration set, for the method "swapped"
     base: HeSSConfig = field(default_factory=HeSSConfig)  # block sizes, backend, dense layers
-    device: str | None = None
-    command: str = "hess sweep"
+    truth: Path | None = None  # root of DTU's official ground truth; None: the dataset's
+    alignment: str = "cameras"
 
     def __post_init__(self) -> None:
-        _ = self.scenes, list(chosen_settings(preset_named(self.preset), self.methods))  # checks them
-
-    @property
-    def scenes(self) -> DatasetChoice:
-        """Where the scenes come from."""
-        defaults = protocol_for(self.protocol, self.dataset).options
-        return DatasetChoice(self.dataset, self.root, self.image_width, defaults | self.options)
+        super().__post_init__()
+        _ = list(chosen_settings(preset_named(self.preset), self.methods))  # checks them
 
 
 def run_sweep(run: SweepRun) -> bool:
@@ -87,13 +68,10 @@ def run_sweep(run: SweepRun) -> bool:
         InputError: something given cannot be used, the folder holds another sweep, or scenes or settings
             failed: the message names them, and all others are kept.
     """
-    state = process_state(cpu=run.device == "cpu" or not torch.cuda.is_available())
-    device = process_device(run.device, state)
-    if state.num_processes > 1 and torch.device(device).type == "cpu":
-        torch.set_num_threads(1)  # processes share the cores
-    with memory_errors(device, f"{run.selection.num_views or 'so many'} views (--num-views) a scene"):
+    with run.processes() as (state, device):
+        if state.num_processes > 1 and torch.device(device).type == "cpu":
+            torch.set_num_threads(1)  # processes share the cores
         _sweep_share(run, state, device)
-    state.destroy_process_group()
     return state.is_main_process
 
 
@@ -102,7 +80,7 @@ def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:
     model, own = load_for(run.model, run.model_class, run.hess, True, device)
     assert own is not None
     gates = read_gates(run.gates, run.hess, run.model, model)
-    preset, protocol = preset_named(run.preset), protocol_for(run.protocol, run.dataset)
+    preset = preset_named(run.preset)
     settings = [
         setting
         for setting in chosen_settings(preset, run.methods)
@@ -112,7 +90,7 @@ def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:
     folder = SweepFolder(run.out)
 
     def begin() -> dict[str, Any]:
-        described = _describe(run, preset, protocol, model, own, other, gates, settings, device)
+        described = _describe(run, preset, model, own, other, gates, settings, device)
         folder.begin(described)
         for name, scores in (("own", own), ("other", other)):
             if scores is not None:
@@ -126,7 +104,7 @@ def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:
         return
     if state.is_main_process:
         print(_announcement(described, settings, preset, state), flush=True)
-    bench = Bench(model, own, other, protocol, run.base, run.truth or run.root, run.alignment, gates)
+    bench = Bench(model, own, other, run.protocol, run.base, run.truth or run.root, run.alignment, gates)
     _measure_share(bench, run, described, settings, folder, state)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -149,18 +127,23 @@ def _measure_share(
     def load(scene_id: str) -> Scene:
         return load_views(dataset, scene_id, scenes[scene_id], described["num_views"], run.selection.seed)
 
+    device = next(bench.model.parameters()).device
+    is_cold = device.type == "cuda"
     total, hidden = len(share) * len(settings), not state.is_main_process
     with ProgressBar(total=total, desc="sweeping", unit="setting", disable=hidden) as bar:
         for scene_id, loading in read_ahead(load, share):
             records = folder.read(scene_id)
             try:
-                scene = loading.result().to(next(bench.model.parameters()).device)
+                scene = loading.result().to(device)
             except InputError as error:
                 reason = str(error).replace(f"{dataset.root}/", "")
                 folder.write(scene_id, {FAILED: SettingRecord({}, failure=reason)})
                 bar.update(len(settings))
                 continue
             records.pop(FAILED, None)
+            if is_cold:
+                warm_up(bench, scene)
+                is_cold = False
             for key, record, is_new in measure_settings(bench, scene, settings, records):
                 records[key] = record
                 if is_new:
@@ -184,7 +167,6 @@ def _check_scores(model: nn.Module, own: HeadScores, other: HeadScores | None, b
 def _describe(
     run: SweepRun,
     preset: Preset,
-    protocol: Protocol,
     model: nn.Module,
     own: HeadScores,
     other: HeadScores | None,
@@ -193,15 +175,10 @@ def _describe(
     device: str,
 ) -> dict[str, Any]:
     """The full configuration, as JSON values."""
-    num_views = run.selection.num_views or preset.num_views or protocol.num_views
-    asked = run.options.get("categories")
-    selection = replace(
-        exclude_calibrated(run.selection, run.dataset, [own, *([other] if other else [])]),
-        num_scenes=run.selection.num_scenes or preset.num_scenes,
-        num_views=num_views,
-        categories=asked.split(",") if asked else None,
-    )
-    dataset: Dataset = open_scenes(run.scenes, model, num_views or 1)
+    protocol = run.protocol
+    num_views = preset.num_views or protocol.num_views
+    all_scores = [own] if other is None else [own, other]
+    dataset, views = run.choose_views(model, all_scores, preset.num_scenes, num_views)
     return {
         "format": FORMAT,
         "command": run.command,
@@ -211,7 +188,7 @@ def _describe(
         "protocol": protocol.name,
         "about": protocol.about,
         "alignment": run.alignment if protocol.needs_root else None,
-        "num_views": num_views,
+        "num_views": run.selection.num_views or num_views,
         "seed": run.selection.seed,
         "tolerance": TOLERANCE,
         "base": {k: v for k, v in describe_sparsity(run.base).items() if k in SHARED},
@@ -219,7 +196,7 @@ def _describe(
         "scores": describe_scores(own),
         "other_scores": None if other is None else describe_scores(other),
         "gates": None if gates is None else gates.sha256,
-        "scenes": protocol.choose(dataset, selection),
+        "scenes": views,
         "settings": [
             {"key": s.key, "method": s.method.name, "level": s.level and asdict(s.level)} for s in settings
         ],

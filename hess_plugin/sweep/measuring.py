@@ -43,6 +43,13 @@ class Bench:
     gates: HeadGates | None = None  # of the heads, for pruning
 
 
+def warm_up(bench: Bench, scene: Scene) -> None:
+    """Two passes that nobody times: the first ones on a GPU load kernels and choose algorithms."""
+    predict(bench.model, scene)
+    with apply_hess(bench.model, bench.scores, bench.base) as handle:
+        predict(bench.model, scene, handle)
+
+
 def measure_settings(
     bench: Bench, scene: Scene, settings: Sequence[Setting], known: dict[str, SettingRecord]
 ) -> Iterator[tuple[str, SettingRecord, bool]]:

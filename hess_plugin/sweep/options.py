@@ -52,7 +52,7 @@ def read_sweep_options(options: argparse.Namespace) -> SweepRun:
     unknown = [name for name in base if name not in SHARED]
     if unknown:
         raise InputError(f"--base takes {', '.join(SHARED)}; methods and levels set {unknown[0]}.")
-    names = ("out", "preset", "hess", "other_hess", "gates", "protocol", "truth", "alignment", "device")
+    names = ("out", "preset", "hess", "other_hess", "gates", "truth", "alignment", "device")
     chosen = given(options, *names, *MODEL, *SCENES)
     if options.methods is not None:
         chosen["methods"] = tuple(options.methods.split(","))
@@ -60,6 +60,7 @@ def read_sweep_options(options: argparse.Namespace) -> SweepRun:
         config = HeSSConfig.from_dict(base)
     return SweepRun(
         **chosen,
+        protocol_name=options.protocol,
         base=config,
         options=given(options, *DATASET),
         selection=read_selection(options),

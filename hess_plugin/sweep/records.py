@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, input_errors
+from ..errors import input_errors
+from ..evaluation.run_file import RunFile
 from ..files import write_atomic
 
 RUN_FILE, RECORDS, SCORES = "sweep.json", "records", "scores"
@@ -46,39 +47,21 @@ class SweepFolder:
 
     path: Path
 
+    @property
+    def _run_file(self) -> RunFile:
+        return RunFile(self.path / RUN_FILE, FORMAT, "records of a sweep", "hess sweep")
+
     def begin(self, run: dict[str, Any]) -> None:
         """Make the folder for a sweep, or go on with it; other settings, methods and scenes may be added.
 
         Raises:
-            InputError: the folder holds records of another model, dataset or machine.
+            InputError: the folder holds records of another model, dataset or machine, or cannot be written.
         """
-        run = json.loads(json.dumps(run))
-        if (self.path / RUN_FILE).exists():
-            before = self.read_run()
-            differing = [k for k in run if k not in _NOT_IDENTITY and run[k] != before.get(k)]
-            if differing:
-                raise InputError(
-                    f"{self.path} holds a sweep that differs in {', '.join(differing)}; choose another --out "
-                    "or remove it."
-                )
-        with input_errors(OSError, prefix=f"cannot write to {self.path}: "):
-            (self.path / RECORDS).mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path / RUN_FILE, json.dumps(run, indent=2, ensure_ascii=False).encode())
+        self._run_file.begin(run, _NOT_IDENTITY)
 
     def read_run(self) -> dict[str, Any]:
-        """Content of `sweep.json`.
-
-        Raises:
-            InputError: there is none, it cannot be read, or it is of a newer format.
-        """
-        path = self.path / RUN_FILE
-        if not path.is_file():
-            raise InputError(f"{self.path} holds no sweep: there is no {RUN_FILE}; run hess sweep.")
-        with input_errors(OSError, ValueError, KeyError, TypeError, prefix=f"cannot read {path}: "):
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if run["format"] > FORMAT:
-                raise ValueError(f"its format is {run['format']}, this version reads {FORMAT}")
-            return run
+        """Content of `sweep.json`; InputError if there is none that can be read."""
+        return self._run_file.read()
 
     def read(self, scene_id: str) -> dict[str, SettingRecord]:
         """The records of a scene by the key of the setting; those of a damaged file count as not measured."""

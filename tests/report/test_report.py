@@ -208,7 +208,7 @@ class TestCommand:
     def test_bad_input(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = ["--out", str(tmp_path / "out")]
         assert main(["report", str(tmp_path), *out]) == 2
-        assert "holds no sweep" in capsys.readouterr().err
+        assert "holds no records of a sweep" in capsys.readouterr().err
         assert main(["report", str(folder), str(folder), *out]) == 2
         assert "two sweeps are named 'toy'" in capsys.readouterr().err
         SweepFolder(tmp_path / "empty").begin({"format": 1, "scenes": {"a": None}})

@@ -261,11 +261,11 @@ class TestFolder:
 
     def test_another_sweep_is_refused(self, tmp_path: Path) -> None:
         folder = SweepFolder(tmp_path)
-        with pytest.raises(InputError, match="holds no sweep"):
+        with pytest.raises(InputError, match="holds no records of a sweep"):
             folder.read_run()
         folder.begin({"format": 1, "seed": 0, "scenes": {}})
         folder.begin({"format": 1, "seed": 0, "scenes": {"a": None}})
-        with pytest.raises(InputError, match="holds a sweep that differs in seed; choose another --out"):
+        with pytest.raises(InputError, match="of another run, which differs in seed; choose another --out"):
             folder.begin({"format": 1, "seed": 1, "scenes": {}})
         (tmp_path / "sweep.json").write_text(json.dumps({"format": 2}))
         with pytest.raises(InputError, match="its format is 2"):
