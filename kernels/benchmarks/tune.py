@@ -13,14 +13,13 @@ import functools
 import json
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from block_lists import KV_BLOCK, Q_BLOCK, median_ms, random_lists, require_gpu, selected_scores
-from hess_attention import tuning
-from hess_attention.tuning import Tile, choose_tile
+from hess_attention.tuning import CONFIGS, Tile, choose_tile, table_path
 
-CONFIGS = Path(tuning.__file__).parent / "configs"
 KERNELS = ("forward", "backward_queries", "backward_keys")
 # Registers per thread that let two to five programs run at a time on a multiprocessor.
 CAPS = {4: (None, 96, 128, 160, 168), 8: (None, 80, 96, 128)}
@@ -33,12 +32,10 @@ def neighbours(kernel: str, tile: Tile, tma: bool) -> list[Tile]:
         "num_stages": (2, 3, 4),
         "parts": (1, 2),
         "tma": (False, True) if tma else (False,),
-        "pairs": (False, True),
-        "running_max": ("online", "lazy", "frozen"),
-        "polynomial": (0, 4, 8),
+        "frozen": (False, True),
         "step": (32, 64),
     }
-    forward = ("parts", "tma", "pairs", "running_max", "polynomial")
+    forward = ("parts", "tma", "frozen")
     variants = {"forward": forward, "backward_queries": ("parts",)}
     fields = ("maxnreg", "num_stages", *variants.get(kernel, ("step",)))
     found = [tile._replace(num_warps=warps, maxnreg=None) for warps in CAPS if warps != tile.num_warps]
@@ -111,13 +108,17 @@ def current(kernel: str, dim: int) -> Tile:
 
 def write(gpu: str, kernel: str, dim: int, tile: Tile, note: str, folder: Path = CONFIGS) -> Path:
     """Put one entry into the table of a GPU; only options that differ from the defaults are written."""
-    path = folder / (re.sub(r"[^a-z0-9]+", "_", gpu.lower()).strip("_") + ".json")
-    table: dict = {"gpu": gpu, "tiles": {}}
-    if path.exists():
-        table = json.loads(path.read_text(encoding="utf-8"))
+    path = table_path(gpu, folder)
+    compiler = ".".join(version("triton").split(".")[:2])
+    table: dict = {"gpu": gpu, "triton": compiler, "notes": {}, "tiles": {}}
+    if path is None:
+        path = folder / (re.sub(r"[^a-z0-9]+", "_", gpu.lower()).strip("_") + ".json")
+    else:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        table = found if found["triton"] == compiler else table | {"gpu": found["gpu"]}
     defaults = Tile._field_defaults
     entry = {name: value for name, value in tile._asdict().items() if value != defaults.get(name, ...)}
-    table["note"] = note
+    table["notes"][kernel] = note
     table["tiles"].setdefault(kernel, {})[str(dim)] = entry
     path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return path

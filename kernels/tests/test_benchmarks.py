@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -106,10 +107,10 @@ class TestTune:
             timed.append(tile)
             if tile.num_stages == 4:
                 return None
-            return 10 - tile.tma - 2 * (tile.maxnreg == 128) * tile.tma + tile.pairs
+            return 10 - tile.tma - 2 * (tile.maxnreg == 128) * tile.tma + tile.frozen
 
         best, found = tune.descend(Tile(4, 3), lambda tile: tune.neighbours("forward", tile, True), time)
-        assert (best.tma, best.maxnreg, best.pairs, found) == (True, 128, False, 7)
+        assert (best.tma, best.maxnreg, best.frozen, found) == (True, 128, False, 7)
         assert len(set(timed)) == len(timed)
         with pytest.raises(ValueError, match="does not launch"):
             tune.descend(Tile(4, 4), lambda tile: [], time)
@@ -120,8 +121,20 @@ class TestTune:
         table = json.loads(path.read_text(encoding="utf-8"))
         assert path.name == "nvidia_h300_nvl.json"
         assert table["gpu"] == "NVIDIA H300 NVL"
+        assert version("triton").startswith(table["triton"] + ".")
+        assert table["notes"] == {"forward": "a note"}
         assert table["tiles"]["forward"] == {
             "64": {"num_warps": 4, "num_stages": 3, "maxnreg": 168, "tma": True},
             "128": {"num_warps": 8, "num_stages": 2},
         }
         assert Tile(**table["tiles"]["forward"]["64"]) == Tile(4, 3, maxnreg=168, tma=True)
+
+    def test_what_another_compiler_was_measured_with_is_replaced(self, tmp_path: Path) -> None:
+        path = tune.write("NVIDIA H300 NVL", "forward", 64, Tile(4, 3), "old", tmp_path)
+        table = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(table | {"gpu": "NVIDIA H300", "triton": "2.1"}))
+        assert tune.write("NVIDIA H300 NVL", "backward_keys", 64, Tile(8, 3), "new", tmp_path) == path
+        table = json.loads(path.read_text(encoding="utf-8"))
+        assert table["gpu"] == "NVIDIA H300"
+        assert table["notes"] == {"backward_keys": "new"}
+        assert list(table["tiles"]) == ["backward_keys"]
