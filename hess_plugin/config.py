@@ -92,7 +92,7 @@ class HeSSConfig(_Checked):
     kv_block_size: int = 64  # patch keys per block
     dense_layers: tuple[int, ...] = ()  # indices among the global layers that stay dense
     dense_below_tokens: int = 0  # sequences of fewer tokens than this stay dense
-    backend: Backend = "auto"  # "reference" on any device; "triton", "flex" by name, until measured
+    backend: Backend = "auto"  # Triton's kernels on NVIDIA GPUs, "reference" elsewhere; "flex" by name
 
     def __post_init__(self) -> None:
         self._in_unit_interval("sparse_ratio", "cdf_threshold", "camera_weight")

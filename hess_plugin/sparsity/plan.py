@@ -63,7 +63,8 @@ class BlockPlan:
             ValueError: the weights are not one per head, or the backend cannot run here.
         """
         self._config = config
-        self._steps = _steps(resolve_backend(config.backend, q.device))
+        blocks = config.q_block_size, config.kv_block_size
+        self._steps = _steps(resolve_backend(config.backend, q.device, q.dtype, q.shape[3], *blocks))
         self._q = self._steps.pool_blocks(q, config.q_block_size)
         self._k = self._steps.pool_blocks(k, config.kv_block_size)
         batch, heads, q_blocks, _ = self._q.shape

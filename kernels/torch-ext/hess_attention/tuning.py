@@ -41,8 +41,8 @@ def choose_tile(
     """Launch options for one call.
 
     Tables hold 16-bit types at blocks of 128 queries and 64 keys, for one version of Triton: as another one
-    compiles them they may spill registers. All else gets the default, and so does a GPU without a table, after
-    one warning.
+    compiles them they may spill registers. All else gets the default, and so does a GPU without a table,
+    after one warning.
 
     Args:
         kernel: "forward", "backward_queries" or "backward_keys".
