@@ -113,8 +113,9 @@ class HeSSAttentionProcessor:
             )
             special_k, special_v = special_k[:, :, free:], special_v[:, :, free:]
         self.kept_blocks = plan.row_counts.sum(-1)
-        parts = [
-            block_sparse_attention(
+        parts = []
+        for heads, selection in plan:
+            part = block_sparse_attention(
                 patch_q[:, heads],
                 patch_k[:, heads],
                 patch_v[:, heads],
@@ -126,8 +127,8 @@ class HeSSAttentionProcessor:
                 kv_block_size=self.config.kv_block_size,
                 backend=self.config.backend,
             )
-            for heads, selection in plan
-        ]
+            parts.append(part)
+            del selection  # before the next one is made: of a million tokens each is half a gigabyte
         patch_out = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[:, :, :patches]
         return _join(F.scaled_dot_product_attention(special_q, k, v), patch_out, layout)
 
