@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .config import HeSSConfig
-from .kernels.hess_attention import block_sparse_attention
+from .kernels.hess_attention import block_sparse_attention, dense_below_tokens
 from .sparsity import BlockPlan
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ class HeSSAttentionProcessor:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         patches = layout.num_views * layout.patches_per_view
         self.num_blocks = -(-patches // self.config.q_block_size) * -(-patches // self.config.kv_block_size)
-        if layout.num_tokens < self.config.dense_below_tokens:
+        least = self.config.dense_below_tokens
+        if layout.num_tokens < (dense_below_tokens(q.device) if least == "auto" else least):
             self.kept_blocks = torch.full(q.shape[:2], self.num_blocks, device=q.device)
             return F.scaled_dot_product_attention(q, k, v)
 

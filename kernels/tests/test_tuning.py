@@ -73,6 +73,16 @@ def test_defaults_can_be_launched(kernel: str, dtype: torch.dtype, q_block: int)
             assert tile.tma == (kernel == "forward" and capability >= (9, 0))
 
 
+def test_dense_below_tokens(gpu) -> None:  # type: ignore[no-untyped-def]
+    gpu("NVIDIA H100 80GB HBM3", (9, 0))
+    table = json.loads((tuning.CONFIGS / "nvidia_h100.json").read_text(encoding="utf-8"))
+    assert tuning.dense_below_tokens(CUDA) == table["dense_below_tokens"]
+    assert tuning.dense_below_tokens(torch.device("cpu")) == 0
+    gpu("NVIDIA A100-SXM4-80GB", (8, 0))
+    with pytest.warns(UserWarning, match="no tuned launch options"):
+        assert tuning.dense_below_tokens(CUDA) > 0
+
+
 def test_launch_options() -> None:
     assert Tile(4, 3).launch_options() == {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
     assert Tile(4, 3, maxnreg=96).launch_options()["maxnreg"] == 96
@@ -81,8 +91,9 @@ def test_launch_options() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_tables_are_readable(path: Path) -> None:
     table = json.loads(path.read_text(encoding="utf-8"))
-    assert set(table) == {"gpu", "triton", "notes", "tiles"}
-    assert set(table["notes"]) == set(table["tiles"])
+    assert set(table) == {"gpu", "triton", "notes", "dense_below_tokens", "tiles"}
+    assert set(table["notes"]) == {"dense_below_tokens", *table["tiles"]}
+    assert table["dense_below_tokens"] > 0
     for kernel, entries in table["tiles"].items():
         assert kernel in KERNELS
         assert {int(dim) for dim in entries} <= set(HEAD_DIMS)

@@ -17,8 +17,16 @@ from torch import Tensor
 from .flex import flex_attention
 from .ops import triton_attention, unsupported
 from .reference import block_mask, dense_mask_attention, gathered_attention
+from .tuning import dense_below_tokens
 
-__all__ = ["BACKENDS", "block_mask", "block_sparse_attention", "dense_mask_attention", "resolve_backend"]
+__all__ = [
+    "BACKENDS",
+    "block_mask",
+    "block_sparse_attention",
+    "dense_below_tokens",
+    "dense_mask_attention",
+    "resolve_backend",
+]
 
 
 class Backend(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 CONFIGS = Path(__file__).parent / "configs"
+_DENSE_BELOW = 35000  # of an H100; launches take as long elsewhere, and slower GPUs gain earlier
 
 
 class Tile(NamedTuple):
@@ -62,6 +63,16 @@ def choose_tile(
             tile = tile if entry is None else Tile(**entry)
     # A probability may outgrow a frozen maximum by 2^15 in float16, and by 2^100 in bfloat16.
     return tile._replace(frozen=tile.frozen and dtype == torch.bfloat16)
+
+
+def dense_below_tokens(device: torch.device) -> int:
+    """Tokens from which sparse attention is faster than dense: from the GPU's table, a guess without one.
+
+    On a CPU 0, since there the work that is left out decides.
+    """
+    if device.type != "cuda":
+        return 0
+    return gpu_table(torch.cuda.get_device_name(device)).get("dense_below_tokens", _DENSE_BELOW)
 
 
 def default_tile(
