@@ -91,8 +91,10 @@ class HeSSConfig(_Checked):
     q_block_size: int = 128  # patch queries per block
     kv_block_size: int = 64  # patch keys per block
     dense_layers: tuple[int, ...] = ()  # indices among the global layers that stay dense
-    dense_below_tokens: int = 0  # sequences of fewer tokens than this stay dense
-    backend: Backend = "auto"  # "reference" on any device; "triton", "flex" by name, until measured
+    dense_below_tokens: int | Literal["auto"] = (
+        0  # shorter sequences stay dense; "auto": where that is faster
+    )
+    backend: Backend = "auto"  # Triton's kernels on NVIDIA GPUs, "reference" elsewhere; "flex" by name
 
     def __post_init__(self) -> None:
         self._in_unit_interval("sparse_ratio", "cdf_threshold", "camera_weight")
@@ -104,7 +106,9 @@ class HeSSConfig(_Checked):
         self._one_of("cdf_rule", ("cover", "sparse-vggt"))
         self._one_of("backend", ("auto", "triton", "flex", "reference"))
         self._positive_int("q_block_size", "kv_block_size")
-        self._positive_int("dense_below_tokens", "shuffle_seed", at_least=0)
+        self._positive_int("shuffle_seed", at_least=0)
+        if self.dense_below_tokens != "auto":
+            self._positive_int("dense_below_tokens", at_least=0)
         if self.special_keys == "sparse-vggt" and self.q_block_size % self.kv_block_size:
             raise ValueError(
                 "special_keys='sparse-vggt' needs a q_block_size that is a multiple of kv_block_size, got "

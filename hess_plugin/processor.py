@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .config import HeSSConfig
-from .kernels.hess_attention import block_sparse_attention
+from .kernels.hess_attention import block_sparse_attention, dense_below_tokens
 from .sparsity import BlockPlan
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class HeSSAttentionProcessor:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         patches = layout.num_views * layout.patches_per_view
         self.num_blocks = -(-patches // self.config.q_block_size) * -(-patches // self.config.kv_block_size)
-        if layout.num_tokens < self.config.dense_below_tokens:
+        least = self.config.dense_below_tokens
+        if layout.num_tokens < (dense_below_tokens(q.device) if least == "auto" else least):
             self.kept_blocks = torch.full(q.shape[:2], self.num_blocks, device=q.device)
             return F.scaled_dot_product_attention(q, k, v)
 
@@ -118,8 +119,9 @@ class HeSSAttentionProcessor:
             )
             special_k, special_v = special_k[:, :, free:], special_v[:, :, free:]
         self.kept_blocks = plan.row_counts.sum(-1)
-        parts = [
-            block_sparse_attention(
+        parts = []
+        for heads, selection in plan:
+            part = block_sparse_attention(
                 patch_q[:, heads],
                 patch_k[:, heads],
                 patch_v[:, heads],
@@ -131,8 +133,8 @@ class HeSSAttentionProcessor:
                 kv_block_size=self.config.kv_block_size,
                 backend=self.config.backend,
             )
-            for heads, selection in plan
-        ]
+            parts.append(part)
+            del selection  # before the next one is made: of a million tokens each is half a gigabyte
         patch_out = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[:, :, :patches]
         return _join(F.scaled_dot_product_attention(special_q, k, v), patch_out, layout)
 

@@ -35,6 +35,7 @@ def test_defaults_follow_the_paper() -> None:
         ({"q_block_size": 0}, "q_block_size must be an integer of at least 1, got 0"),
         ({"kv_block_size": 64.0}, "kv_block_size must be an integer"),
         ({"dense_below_tokens": -1}, "dense_below_tokens must be an integer of at least 0"),
+        ({"dense_below_tokens": "always"}, "dense_below_tokens must be an integer of at least 0"),
         ({"surplus": "keep"}, "surplus must be one of redistribute, drop; got 'keep'"),
         ({"special_keys": "never"}, "special_keys must be one of always, sparse-vggt; got 'never'"),
         ({"special_keys": "sparse-vggt", "q_block_size": 96}, "multiple of kv_block_size, got 96 and 64"),

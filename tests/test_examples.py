@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +20,8 @@ from hess_plugin.models.vggt import VggtModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OFFICE = EXAMPLES.parent / "hess_plugin/assets/hololens_office"
-NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "muon", "compare_allocations", "benchmark_calibration")
+NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "muon", "compare_allocations")
+NAMES += ("benchmark_calibration", "benchmark_layer")
 
 
 @pytest.fixture(autouse=True)
@@ -231,3 +233,24 @@ class TestBenchmark:
         assert "3 views of 28 x 28 pixels, bfloat16, neighbors exact, ICP off" in model
         assert re.fullmatch(r"rank 0: 3 scenes, both errors in \d+\.\d\d s .* peak \d+\.\d\d GB", rank)
         assert re.fullmatch(r"total: 3 scenes in (.*) s = (.*) s per scene; .*", total)
+
+    def test_layer(self, examples, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is timed runs; the times themselves need a GPU."""
+        module, calls = examples["benchmark_layer"], iter(range(1, 99))
+
+        def measured(function, repeats: int = 3) -> tuple[float, float]:
+            function()
+            return float(next(calls)), 0.25
+
+        monkeypatch.setitem(module.selection.__globals__, "measured", measured)
+        row = module.selection(300, "hess", module.RATIO, device="cpu")
+        assert re.search(
+            r"density 0\.2\d\d  plan    1\.000 ms,  0\.25 GB on top  attention      1\.00 ms", row
+        )
+        monkeypatch.setitem(module.crossover.__globals__, "GRID", (4, 5))
+        monkeypatch.setitem(module.crossover.__globals__, "sdpa_kernel", lambda backend: nullcontext())
+        row = module.crossover(2, device="cpu")
+        assert row.startswith("    2 views       50 tokens")
+        assert row.count(" ms") == 4
+        with pytest.raises(SystemExit, match="finds no CUDA GPU here; nothing was run"):
+            module.main(["--tokens", "--views", "2"])

@@ -12,6 +12,7 @@ from layer_inputs import LAYOUTS, SMALL, WEIGHTS, block_map, is_special, patches
 from torch import Tensor
 from torch.nn import functional as F
 
+from hess_plugin import processor as module
 from hess_plugin.backbones.base import TokenLayout
 from hess_plugin.config import HeSSConfig
 from hess_plugin.processor import HeSSAttentionProcessor, _join, _split
@@ -145,6 +146,19 @@ def test_dense_below_tokens() -> None:
     processor = HeSSAttentionProcessor(WEIGHTS, replace(config, dense_below_tokens=layout.num_tokens))
     processor(*qkv, layout)
     assert (processor.kept_blocks < processor.num_blocks).any()
+
+
+def test_dense_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = TokenLayout(3, 5, (5, 7))
+    qkv = tokens(layout)
+    config = replace(SMALL, sparse_ratio=0.9, cdf_threshold=0.0, dense_below_tokens="auto")
+    processor = HeSSAttentionProcessor(WEIGHTS, config)
+    processor(*qkv, layout)
+    assert (processor.kept_blocks < processor.num_blocks).all()  # on a CPU always sparse
+    for least, dense in ((layout.num_tokens, False), (layout.num_tokens + 1, True)):
+        monkeypatch.setattr(module, "dense_below_tokens", lambda device, least=least: least)
+        processor(*qkv, layout)
+        assert bool((processor.kept_blocks == processor.num_blocks).all()) == dense
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -127,7 +127,10 @@ def _timed_pass(model: VggtModel, images: Tensor, sdpa: str) -> tuple[float, dic
 
 
 def _sparse_config(settings: BenchSettings) -> HeSSConfig:
-    return HeSSConfig(sparse_ratio=1 - settings.density, cdf_threshold=0, backend=settings.backend)
+    ratio = 1 - settings.density
+    return HeSSConfig(
+        sparse_ratio=ratio, cdf_threshold=0, backend=settings.backend, dense_below_tokens="auto"
+    )
 
 
 def _write(settings: BenchSettings, records: list[BenchRecord], sdpa: str) -> None:

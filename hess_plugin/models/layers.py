@@ -42,14 +42,14 @@ def rope_angles(
 def apply_rope(t: Tensor, pos: Tensor | None) -> Tensor:
     """Turn queries or keys [B, H, T, D] by the angles `pos` [P, D] of one view, the same in all T/P views.
 
-    The angles are rounded to the dtype of `t` before sine and cosine are taken, as the originals do.
+    Sine and cosine are taken in float32 at least: rounded to bfloat16, an angle of 37 is off by up to 0.125.
     """
     assert pos is not None  # whoever calls an attention with RoPE passes the angles
-    angles = pos.to(t.dtype)
+    angles = pos.to(torch.promote_types(t.dtype, torch.float32))
     views = t.unflatten(2, (-1, angles.shape[0]))
     first, second = views.unflatten(-1, (2, 2, -1)).unbind(-2)
     turned = torch.stack((-second, first), dim=-2).flatten(-3)
-    return (views * angles.cos() + turned * angles.sin()).flatten(2, 3)
+    return (views * angles.cos().to(t.dtype) + turned * angles.sin().to(t.dtype)).flatten(2, 3)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -9,9 +9,12 @@ and a larger total never takes a block from anyone; rounding by largest remainde
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+WaterFill = Callable[[Tensor, Tensor, int, int], Tensor]
 
 
 def baseline_counts(probs: Tensor, sparse_ratio: float, cdf_threshold: float, cdf_rule: str) -> Tensor:
@@ -104,15 +107,18 @@ def water_fill(weights: Tensor, total_budget: Tensor, capacity: int, floor: int)
     return _give_cheapest(held, most, weights, total - held.sum(-1, keepdim=True))
 
 
-def row_counts(head_budget: Tensor, baseline: Tensor, num_kv_blocks: int) -> Tensor:
+def row_counts(
+    head_budget: Tensor, baseline: Tensor, num_kv_blocks: int, fill: WaterFill = water_fill
+) -> Tensor:
     """Spread each head's budget over its rows in proportion to the baseline counts.
 
     At least one and at most `num_kv_blocks` per row; rows with equal baselines differ by at most one.
 
     Args:
         head_budget: [B, H] int64 in [Mq, Mq * Mk].
-        baseline: [B, H, Mq] int64, from `baseline_counts`.
+        baseline: [B, H, Mq] integers, from `baseline_counts`.
         num_kv_blocks: Mk.
+        fill: `water_fill` or an equal of it.
 
     Returns:
         [B, H, Mq] int64; sums over rows to `head_budget`.
@@ -121,7 +127,7 @@ def row_counts(head_budget: Tensor, baseline: Tensor, num_kv_blocks: int) -> Ten
         >>> row_counts(torch.tensor([[9]]), torch.tensor([[[4, 1, 1]]]), num_kv_blocks=5)
         tensor([[[5, 2, 2]]])
     """
-    return water_fill(baseline, head_budget, num_kv_blocks, floor=1)
+    return fill(baseline, head_budget, num_kv_blocks, 1)
 
 
 def _all_positive(weights: Tensor) -> Tensor:
@@ -146,7 +152,8 @@ def _level(weights: Tensor, total: Tensor, capacity: int, floor: int, shift: flo
     # Summed from the light end: the weight of few light items survives beside heavy ones that are full.
     tail = torch.nn.functional.pad(ordered.flip(-1).cumsum(-1).flip(-1), (0, 1))
     slope = tail.gather(-1, full) - tail.gather(-1, above)
-    fixed = capacity * full + floor * (weights.shape[-1] - above) + shift * (above - full)
+    # In float64: an integer tensor times 0.5 is a float32, too coarse for the blocks of a million tokens.
+    fixed = capacity * full + floor * (weights.shape[-1] - above) + shift * (above - full).double()
     last = ((fixed + slope * levels <= total).sum(-1, keepdim=True) - 1).clamp(min=0)
     levels, slope, fixed = (x.gather(-1, last) for x in (levels, slope, fixed))
     return torch.where(slope > 0, (total - fixed) / slope, levels)
@@ -165,7 +172,7 @@ def _give_cheapest(held: Tensor, most: Tensor, weights: Tensor, left: Tensor) ->
     unused = owner >= items
     owner = owner.clamp(max=items - 1)
     seat = slot - (ends - (most - held)).gather(-1, owner) + held.gather(-1, owner)
-    level = ((seat + 0.5) / weights.gather(-1, owner)).masked_fill(unused, math.inf)
+    level = ((seat.double() + 0.5) / weights.gather(-1, owner)).masked_fill(unused, math.inf)
     order = level.argsort(dim=-1, stable=True)
     given = (slot < left).long()
     return held.scatter_add(-1, owner.gather(-1, order), given)

@@ -18,11 +18,12 @@ MAP_BYTES = 2**29  # of the probabilities held at once; the lists take as much a
 
 
 class Steps(NamedTuple):
-    """What touches every token or every block of the map; all implementations agree but for rounding."""
+    """What is computed per token, block or row; all implementations agree but for rounding."""
 
     pool_blocks: Callable[[Tensor, int], Tensor] = pooling.pool_blocks
     baseline_counts: Callable[[Tensor, float, float, str], Tensor] = budgets.baseline_counts
     select_blocks: Callable[[Tensor, Tensor], BlockSelection] = selection.select_blocks
+    water_fill: budgets.WaterFill = budgets.water_fill
 
 
 class BlockPlan:
@@ -63,7 +64,8 @@ class BlockPlan:
             ValueError: the weights are not one per head, or the backend cannot run here.
         """
         self._config = config
-        self._steps = _steps(resolve_backend(config.backend, q.device))
+        blocks = config.q_block_size, config.kv_block_size
+        self._steps = _steps(resolve_backend(config.backend, q.device, q.dtype, q.shape[3], *blocks))
         self._q = self._steps.pool_blocks(q, config.q_block_size)
         self._k = self._steps.pool_blocks(k, config.kv_block_size)
         batch, heads, q_blocks, _ = self._q.shape
@@ -112,8 +114,8 @@ class BlockPlan:
         total = self.row_counts.sum((1, 2))
         capacity = q_blocks * kv_blocks
         reach = capacity if self._config.surplus == "redistribute" else heads * capacity
-        budget = budgets.water_fill(weights, total, reach, floor=q_blocks).clamp(max=capacity)
-        return budgets.row_counts(budget, self.row_counts, kv_blocks)
+        budget = self._steps.water_fill(weights, total, reach, q_blocks).clamp(max=capacity)
+        return budgets.row_counts(budget, self.row_counts, kv_blocks, self._steps.water_fill)
 
 
 def _reversed_ranks(weights: Sequence[float]) -> list[float]:
@@ -132,14 +134,15 @@ def _steps(backend: str) -> Steps:
     """The steps that go with an attention backend."""
     if backend != "triton":
         return Steps()
+    from ..kernels.hess_attention import triton_budgets
     from ..kernels.hess_attention import triton_selection as kernels
 
     def baseline_counts(probs: Tensor, sparse_ratio: float, cdf_threshold: float, cdf_rule: str) -> Tensor:
         at_least = budgets.ratio_count(probs.shape[-1], sparse_ratio)
-        return kernels.count_blocks(probs, at_least, cdf_threshold, cdf_rule).long()
+        return kernels.count_blocks(probs, at_least, cdf_threshold, cdf_rule)
 
     def select_blocks(probs: Tensor, counts: Tensor) -> BlockSelection:
         counts = counts.int().contiguous()
         return BlockSelection(counts, kernels.select_blocks(probs, counts))
 
-    return Steps(kernels.pool_blocks, baseline_counts, select_blocks)
+    return Steps(kernels.pool_blocks, baseline_counts, select_blocks, triton_budgets.water_fill)

@@ -32,6 +32,9 @@ def pool_blocks(x: Tensor, block: int) -> Tensor:
     return rest if pooled is None else torch.cat([pooled, rest], dim=2)
 
 
+CHUNK_BYTES = 2**27  # of the scores, which exist beside the probabilities
+
+
 def block_probs(q: Tensor, k: Tensor) -> Tensor:
     """Estimated attention of every query block to every key block: `softmax(pool(q) pool(k)ᵀ / √D)`.
 
@@ -48,4 +51,11 @@ def block_probs(q: Tensor, k: Tensor) -> Tensor:
         [B, H, Mq, Mk] float32; rows sum to 1.
     """
     with torch.autocast(q.device.type, enabled=False):
-        return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        q, k = q / math.sqrt(q.shape[-1]), k.transpose(-2, -1)
+        rows = max(1, CHUNK_BYTES // (4 * q.shape[0] * q.shape[1] * k.shape[3]))
+        if rows >= q.shape[2]:
+            return (q @ k).softmax(dim=-1)
+        probs = q.new_empty(*q.shape[:3], k.shape[3])
+        for part, out in zip(q.split(rows, dim=2), probs.split(rows, dim=2), strict=True):
+            out.copy_((part @ k).softmax(dim=-1))
+        return probs

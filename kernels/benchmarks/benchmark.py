@@ -1,9 +1,10 @@
 """Block-sparse attention against every other implementation that is installed; needs a CUDA GPU.
 
     python kernels/benchmarks/benchmark.py --json results.json
+    python kernels/benchmarks/benchmark.py --backward
 
-One table: median milliseconds and executed TFLOP/s, which count 4 D operations for every query-key pair in
-the lists (for dense attention: every pair), so that skipping does not count as speed.
+One table: median milliseconds and executed TFLOP/s, which count 4 D operations (10 D of the backward pass)
+for every query-key pair in the lists (for dense attention: every pair), so that skipping is no speed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from block_lists import KV_BLOCK, Q_BLOCK, median_ms, random_lists, require_gpu, selected_scores
@@ -95,6 +96,18 @@ def sdpa(backend: str) -> Callable[[Case], Callable[[], object]]:
     return prepare
 
 
+def backward(prepare: Callable[[Case], Callable[[], Any]]) -> Callable[[Case], Callable[[], object]]:
+    """The backward pass alone of an implementation."""
+
+    def prepared(case: Case) -> Callable[[], object]:
+        leaves = [x.detach().requires_grad_() for x in case[:3]]
+        out = prepare(Case(*leaves, *case[3:]))()
+        grad = torch.randn_like(out)
+        return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+    return prepared
+
+
 SPARSE = {"hess_attention": ours, "FlexAttention": flex, "FlashAttention-4": flash4_sparse}
 DENSE = {
     "cuDNN": sdpa("CUDNN_ATTENTION"),
@@ -104,13 +117,17 @@ DENSE = {
 
 
 def measure(
-    peers: Mapping[str, Callable[[Case], Callable[[], object]]], case: Case, scores: int, repeats: int
+    peers: Mapping[str, Callable[[Case], Callable[[], object]]],
+    case: Case,
+    scores: int,
+    repeats: int,
+    of_backward: bool = False,
 ) -> Iterator[dict[str, object]]:
     """One row per peer; one that is not installed or fails says why instead of a time."""
-    operations = 4 * case.q.shape[3] * scores
+    operations = (10 if of_backward else 4) * case.q.shape[3] * scores
     for name, prepare in peers.items():
         try:
-            time = median_ms(prepare(case), repeats)
+            time = median_ms((backward(prepare) if of_backward else prepare)(case), repeats)
         except Exception as error:  # each peer has its own way to say that it cannot
             yield {"peer": name, "skipped": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
         else:
@@ -130,14 +147,16 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     for tokens in options.tokens:
         dense = make_case(tokens, options.heads, options.dim, 0.99, "even", "cuda")
         setting: dict[str, object] = {"tokens": tokens, "sparsity": 0.0, "budgets": "dense"}
-        for row in measure(DENSE, dense, options.heads * tokens**2, options.repeats):
+        for row in measure(DENSE, dense, options.heads * tokens**2, options.repeats, options.backward):
             yield setting | row
         for sparsity in options.sparsity:
             for budgets in options.budgets:
                 case = make_case(tokens, options.heads, options.dim, sparsity, budgets, "cuda")
                 measured = 1 - selected_scores(case.counts) / (options.heads * tokens**2)
                 setting = {"tokens": tokens, "sparsity": measured, "budgets": budgets}
-                for row in measure(SPARSE, case, selected_scores(case.counts), options.repeats):
+                for row in measure(
+                    SPARSE, case, selected_scores(case.counts), options.repeats, options.backward
+                ):
                     yield setting | row
 
 
@@ -158,6 +177,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--backward", action="store_true", help="time the backward pass instead")
     parser.add_argument("--json", type=Path, help="write the rows, the GPU and the versions here")
     options = parser.parse_args(arguments)
     if any(tokens % Q_BLOCK for tokens in options.tokens):

@@ -43,9 +43,7 @@ def constants(kernel: str, dim: int, tile: Tile) -> dict[str, object]:
         "PARTS": parts,
         "STEP": tile.step,
         "TMA": tile.tma,
-        "PAIRS": tile.pairs,
-        "MODE": triton_forward.RUNNING_MAX[tile.running_max],
-        "POLYNOMIAL": tile.polynomial,
+        "FROZEN": tile.frozen,
         "REDO": False,
     }
     return {name: value for name, value in values.items() if name in KERNELS[kernel].arg_names}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
-from hess_attention.tuning import Tile
+from hess_attention.tuning import CONFIGS, Tile
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -81,6 +82,14 @@ class TestBenchmark:
         assert isinstance(out, Tensor)
         assert out.shape == (1, 2, 256, 16)
 
+    def test_backward_is_timed_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        case = benchmark.make_case(256, 2, 16, 0.5, "even", "cpu")
+        grads = benchmark.backward(benchmark.sdpa("MATH"))(case)()
+        assert [x.shape for x in grads] == [case.q.shape] * 3
+        monkeypatch.setattr(benchmark, "median_ms", lambda function, repeats: function() and 0.5)
+        row = next(benchmark.measure({"dense": benchmark.sdpa("MATH")}, case, 100, 1, of_backward=True))
+        assert row["tflops"] == pytest.approx(10 * 16 * 100 / 0.5e-3 / 1e12)
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     @pytest.mark.parametrize("script", [benchmark, tune])
     def test_without_a_gpu(self, script) -> None:  # type: ignore[no-untyped-def]
@@ -90,29 +99,28 @@ class TestBenchmark:
 
 class TestTune:
     @pytest.mark.parametrize("kernel", tune.KERNELS)
-    def test_neighbours_differ_in_one_option(self, kernel: str) -> None:
-        tile = Tile(4, 3)
-        found = tune.neighbours(kernel, tile, tma=True)
-        assert len(set(found)) == len(found) > 5
-        for other in found:
-            assert sum(old != new for old, new in zip(tile, other, strict=True)) == 1
-        assert any(other.tma for other in found) == (kernel == "forward")
-        assert not any(other.tma for other in tune.neighbours(kernel, tile, tma=False))
+    def test_candidates_hold_what_is_shipped(self, kernel: str) -> None:
+        tiles = list(tune.candidates(kernel, tma=True))
+        assert len(set(tiles)) == len(tiles)
+        for path in CONFIGS.glob("*.json"):
+            table = json.loads(path.read_text(encoding="utf-8"))
+            assert Tile(**table["tiles"][kernel]["64"]) in tiles
+        assert not any(tile.tma for tile in tune.candidates(kernel, tma=False))
 
-    def test_search_finds_the_best_and_skips_what_fails(self) -> None:
-        timed = []
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter")
+    @pytest.mark.parametrize("kernel", ["forward", "backward_keys"])
+    def test_what_is_wrong_is_refused(self, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        small = {"tokens": 70, "device": "cpu", "dtype": torch.float16}
+        assert tune.refusal(kernel, 16, Tile(4, 2), **small) is None
+        right = tune.launch
+        monkeypatch.setattr(tune, "launch", lambda *args: [x * 1.1 for x in right(*args)])
+        assert "its error is" in str(tune.refusal(kernel, 16, Tile(4, 2), **small))
 
-        def time(tile: Tile) -> float | None:
-            timed.append(tile)
-            if tile.num_stages == 4:
-                return None
-            return 10 - tile.tma - 2 * (tile.maxnreg == 128) * tile.tma + tile.pairs
+        def fails(*args: object) -> None:
+            raise RuntimeError("out of resource")
 
-        best, found = tune.descend(Tile(4, 3), lambda tile: tune.neighbours("forward", tile, True), time)
-        assert (best.tma, best.maxnreg, best.pairs, found) == (True, 128, False, 7)
-        assert len(set(timed)) == len(timed)
-        with pytest.raises(ValueError, match="does not launch"):
-            tune.descend(Tile(4, 4), lambda tile: [], time)
+        monkeypatch.setattr(tune, "launch", fails)
+        assert tune.refusal(kernel, 16, Tile(4, 2), **small) == "RuntimeError: ['out of resource']"
 
     def test_writing(self, tmp_path: Path) -> None:
         for dim, tile in ((64, Tile(4, 3, maxnreg=168, tma=True)), (128, Tile(8, 2))):
@@ -120,8 +128,20 @@ class TestTune:
         table = json.loads(path.read_text(encoding="utf-8"))
         assert path.name == "nvidia_h300_nvl.json"
         assert table["gpu"] == "NVIDIA H300 NVL"
+        assert version("triton").startswith(table["triton"] + ".")
+        assert table["notes"] == {"forward": "a note"}
         assert table["tiles"]["forward"] == {
             "64": {"num_warps": 4, "num_stages": 3, "maxnreg": 168, "tma": True},
             "128": {"num_warps": 8, "num_stages": 2},
         }
         assert Tile(**table["tiles"]["forward"]["64"]) == Tile(4, 3, maxnreg=168, tma=True)
+
+    def test_what_another_compiler_was_measured_with_is_replaced(self, tmp_path: Path) -> None:
+        path = tune.write("NVIDIA H300 NVL", "forward", 64, Tile(4, 3), "old", tmp_path)
+        table = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(table | {"gpu": "NVIDIA H300", "triton": "2.1"}))
+        assert tune.write("NVIDIA H300 NVL", "backward_keys", 64, Tile(8, 3), "new", tmp_path) == path
+        table = json.loads(path.read_text(encoding="utf-8"))
+        assert table["gpu"] == "NVIDIA H300"
+        assert table["notes"] == {"backward_keys": "new"}
+        assert list(table["tiles"]) == ["backward_keys"]

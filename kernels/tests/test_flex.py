@@ -49,7 +49,7 @@ def test_lists(case: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_needs_a_gpu_to_be_chosen() -> None:
     args, keywords = random_case(*CASES[0])
-    assert resolve_backend("flex", torch.device("cuda")) == "flex"
+    assert resolve_backend("flex", torch.device("cuda"), torch.float32, 24, 96, 96) == "flex"
     with pytest.raises(ValueError, match="backend 'flex' is not available on cpu"):
         block_sparse_attention(*args, backend="flex", **keywords)
 

@@ -104,9 +104,29 @@ def test_two_copies_have_operators_of_their_own() -> None:
     assert torch.equal(ops.triton_attention(*args, **keywords), other.triton_attention(*args, **keywords))
 
 
-def test_auto_leaves_it_to_the_reference() -> None:
-    assert hess_attention.resolve_backend("auto", torch.device(DEVICE)) == "reference"
-    assert hess_attention.resolve_backend("triton", torch.device(DEVICE)) == "triton"
+GOOD = (torch.bfloat16, 64, 128, 64)
+
+
+@pytest.mark.parametrize(
+    ("capability", "call", "expected"),
+    [
+        ((9, 0), GOOD, "triton"),
+        ((8, 0), (torch.float32, 16, 16, 128), "triton"),
+        ((7, 5), GOOD, "reference"),
+        ((9, 0), (torch.float64, 64, 128, 64), "reference"),
+        ((9, 0), (torch.bfloat16, 96, 128, 64), "reference"),
+        ((9, 0), (torch.bfloat16, 64, 100, 64), "reference"),
+        ((9, 0), (torch.bfloat16, 64, 128, 256), "reference"),
+    ],
+)
+def test_auto_takes_the_kernels_where_they_run(
+    capability: tuple[int, int], call: tuple, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert hess_attention.resolve_backend("auto", torch.device("cuda"), *call) == expected
+    assert hess_attention.resolve_backend("triton", torch.device("cuda"), *call) == "triton"
+    # In the interpreter only by name.
+    assert hess_attention.resolve_backend("auto", torch.device("cpu"), *call) == "reference"
 
 
 BAD = [

@@ -148,18 +148,18 @@ def test_block_mask_hand_worked() -> None:
 
 
 def test_auto_takes_the_first_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = torch.device("cpu")
-    assert resolve_backend("auto", device) == "reference"
+    call = (torch.device("cpu"), torch.float64, 4, 2, 2)
+    assert resolve_backend("auto", *call) == "reference"
     fast = hess_attention.Backend(lambda *args, **kwargs: args[0] * 0, lambda device: device.type == "cpu")
     monkeypatch.setattr(hess_attention, "BACKENDS", {"fast": fast, **hess_attention.BACKENDS})
-    assert resolve_backend("auto", device) == "fast"
-    assert resolve_backend("reference", device) == "reference"
+    assert resolve_backend("auto", *call) == "fast"
+    assert resolve_backend("reference", *call) == "reference"
     args, keywords = random_case(1, 1, 5, 4, 0, 2, 2)
     assert not block_sparse_attention(*args, **keywords).any()
     with pytest.raises(
         ValueError, match=r"backend 'fast' is not available on cuda; available there: auto, .*reference"
     ):
-        resolve_backend("fast", torch.device("cuda"))
+        resolve_backend("fast", torch.device("cuda"), *call[1:])
     with pytest.raises(
         ValueError, match=r"backend 'tritn' is not available on cpu; .*: auto, fast, .*reference"
     ):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from attention_cases import random_case, to
 from hess_attention import dense_mask_attention, transpose
-from hess_attention.tuning import Tile
+from hess_attention.tuning import Tile, default_tile
 from torch import Tensor
 
 triton_backward = pytest.importorskip("hess_attention.triton_backward")
@@ -23,7 +23,9 @@ CASES = [  # batch, heads, tokens, dim, special, q block, kv block
 ]
 # On a GPU products of float32 are made of three of TF32, which keep 2^-21 of each.
 ROUNDING = {torch.float32: 8 * torch.finfo(torch.float32).eps} if CUDA else {}
-TILES = Tile(8, 2), Tile(4, 2, step=32)  # of queries and of keys
+CAPABILITY = torch.cuda.get_device_capability() if CUDA else (8, 0)
+KERNELS = "forward", "backward_queries", "backward_keys"
+TILES = {}  # instead of the defaults
 SPECIAL = ("special_k", "special_v")
 
 
@@ -35,8 +37,10 @@ def gradients(args: list[Tensor], keywords: dict, grad: Tensor) -> list[Tensor]:
     )
     call = (q, k, v, counts, indices, special_k, special_v)
     sizes = keywords["q_block_size"], keywords["kv_block_size"]
-    out, lse = triton_forward.forward(*call, *sizes, Tile(8, 2))
-    return [x.cpu() for x in triton_backward.backward(grad, *call, out, lse, *sizes, *TILES)]
+    default = (CAPABILITY, q.dtype, q.shape[3], keywords["q_block_size"])
+    forward, *tiles = (TILES.get(name, default_tile(name, *default)) for name in KERNELS)
+    out, lse = triton_forward.forward(*call, *sizes, forward)
+    return [x.cpu() for x in triton_backward.backward(grad, *call, out, lse, *sizes, *tiles)]
 
 
 def defined_gradients(args: list[Tensor], keywords: dict, grad: Tensor) -> list[Tensor]:
@@ -93,7 +97,9 @@ def test_parts_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     args, keywords = to(*random_case(1, 1, 70, 16, 0, 32, 16), torch.float32)
     grad = torch.randn_like(args[0])
     whole = gradients(args, keywords, grad)
-    monkeypatch.setitem(globals(), "TILES", (Tile(4, 2, parts=2), Tile(4, 2, step=16)))
+    assert default_tile("backward_queries", CAPABILITY, torch.float32, 16, 32).parts == 2
+    monkeypatch.setitem(TILES, "backward_queries", Tile(4, 2, parts=1))
+    monkeypatch.setitem(TILES, "backward_keys", Tile(4, 2, step=32))
     for one, other in zip(whole, gradients(args, keywords, grad), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from attention_cases import random_case, to
 from hess_attention import block_mask, dense_mask_attention
-from hess_attention.tuning import Tile
+from hess_attention.tuning import Tile, default_tile
 from torch import Tensor
 
 triton_forward = pytest.importorskip("hess_attention.triton_forward")
@@ -25,21 +25,13 @@ CASES = [  # batch, heads, tokens, dim, special, q block, kv block
 ]
 # On a GPU products of float32 are made of three of TF32, which keep 2^-21 of each.
 ROUNDING = {torch.float32: 8 * torch.finfo(torch.float32).eps} if CUDA else {}
-HOPPER = CUDA and torch.cuda.get_device_capability() >= (9, 0)
+CAPABILITY = torch.cuda.get_device_capability() if CUDA else (8, 0)
+HOPPER = CAPABILITY >= (9, 0)
 TILES = [
     Tile(4, 2),
     pytest.param(Tile(4, 3, tma=True), marks=pytest.mark.skipif(CUDA and not HOPPER, reason="sm_90")),
     Tile(4, 2, parts=2),
-    Tile(4, 2, pairs=True),
-    Tile(4, 2, running_max="lazy"),
-    Tile(4, 2, running_max="frozen"),
-    *(
-        pytest.param(
-            Tile(4, 2, running_max=mode, polynomial=count),
-            marks=pytest.mark.skipif(not CUDA, reason="the interpreter has no assembler"),
-        )
-        for mode, count in (("online", 2), ("frozen", 4), ("lazy", 8))
-    ),
+    Tile(4, 2, frozen=True),
 ]
 
 
@@ -87,7 +79,8 @@ def log_sum_exp(args: list[Tensor], keywords: dict) -> Tensor:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_parity(case: tuple[int, ...], dtype: torch.dtype) -> None:
-    assert_as_good_as_the_definition(*random_case(*case), dtype, Tile(4, 2))
+    tile = default_tile("forward", CAPABILITY, dtype, case[3], case[5])
+    assert_as_good_as_the_definition(*random_case(*case), dtype, tile)
 
 
 @pytest.mark.parametrize("tile", TILES[1:])
@@ -155,7 +148,7 @@ def test_a_frozen_maximum_in_float16() -> None:
     excess = scores.amax(1) - scores[:, :16].amax(1)
     assert excess.max() < 90
     assert excess.min() > 16
-    tile = Tile(4, 2, running_max="frozen")
+    tile = Tile(4, 2, frozen=True)
     assert_as_good_as_the_definition([q, k, v, counts, indices], keywords, torch.float16, tile)
 
 

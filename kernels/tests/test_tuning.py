@@ -14,7 +14,7 @@ from hess_attention.tuning import Tile, choose_tile, default_tile
 
 CUDA = torch.device("cuda")
 KERNELS = ("forward", "backward_queries", "backward_keys")
-CONFIGS = sorted((Path(tuning.__file__).parent / "configs").glob("*.json"))
+CONFIGS = sorted(tuning.CONFIGS.glob("*.json"))
 
 
 @pytest.fixture
@@ -25,21 +25,29 @@ def gpu(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
-    tuning._table.cache_clear()
+    tuning.gpu_table.cache_clear()
     yield pretend
-    tuning._table.cache_clear()
+    tuning.gpu_table.cache_clear()
 
 
-def test_table_of_the_gpu(gpu) -> None:  # type: ignore[no-untyped-def]
-    gpu("NVIDIA H200", (9, 0))
+@pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
+def test_table_of_the_gpu(name: str, gpu, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    gpu(name, (9, 0))
+    monkeypatch.setattr(tuning, "version", lambda package: "3.6.0")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tile = choose_tile("forward", CUDA, torch.bfloat16, 64, 128, 64)
-    assert tile == Tile(num_warps=4, num_stages=3, maxnreg=168, tma=True)
+    assert tile == Tile(num_warps=4, num_stages=3, maxnreg=160, tma=True, frozen=True)
+    # In float16 probabilities overflow sooner.
+    assert choose_tile("forward", CUDA, torch.float16, 64, 128, 64) == tile._replace(frozen=False)
     # Tables are for 16-bit types at the standard blocks.
     for dtype, q_block, kv_block in ((torch.float32, 128, 64), (torch.float16, 64, 64)):
         found = choose_tile("forward", CUDA, dtype, 64, q_block, kv_block)
         assert found == default_tile("forward", (9, 0), dtype, 64, q_block)
+    # And for one compiler: another may spill registers.
+    monkeypatch.setattr(tuning, "version", lambda package: "3.60.0")
+    found = choose_tile("forward", CUDA, torch.bfloat16, 64, 128, 64)
+    assert found == default_tile("forward", (9, 0), torch.bfloat16, 64, 128)
 
 
 def test_other_gpus_get_a_default_and_one_warning(gpu) -> None:  # type: ignore[no-untyped-def]
@@ -65,6 +73,16 @@ def test_defaults_can_be_launched(kernel: str, dtype: torch.dtype, q_block: int)
             assert tile.tma == (kernel == "forward" and capability >= (9, 0))
 
 
+def test_dense_below_tokens(gpu) -> None:  # type: ignore[no-untyped-def]
+    gpu("NVIDIA H100 80GB HBM3", (9, 0))
+    table = json.loads((tuning.CONFIGS / "nvidia_h100.json").read_text(encoding="utf-8"))
+    assert tuning.dense_below_tokens(CUDA) == table["dense_below_tokens"]
+    assert tuning.dense_below_tokens(torch.device("cpu")) == 0
+    gpu("NVIDIA A100-SXM4-80GB", (8, 0))
+    with pytest.warns(UserWarning, match="no tuned launch options"):
+        assert tuning.dense_below_tokens(CUDA) > 0
+
+
 def test_launch_options() -> None:
     assert Tile(4, 3).launch_options() == {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
     assert Tile(4, 3, maxnreg=96).launch_options()["maxnreg"] == 96
@@ -73,7 +91,9 @@ def test_launch_options() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_tables_are_readable(path: Path) -> None:
     table = json.loads(path.read_text(encoding="utf-8"))
-    assert set(table) == {"gpu", "note", "tiles"}
+    assert set(table) == {"gpu", "triton", "notes", "dense_below_tokens", "tiles"}
+    assert set(table["notes"]) == {"dense_below_tokens", *table["tiles"]}
+    assert table["dense_below_tokens"] > 0
     for kernel, entries in table["tiles"].items():
         assert kernel in KERNELS
         assert {int(dim) for dim in entries} <= set(HEAD_DIMS)

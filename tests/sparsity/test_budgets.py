@@ -275,3 +275,24 @@ def test_equal_rows_differ_by_at_most_one() -> None:
     counts = row_counts(budget, torch.full((1, 4, 7), 3), 10)
     assert torch.equal(counts.sum(-1), budget)
     assert (counts.amax(-1) - counts.amin(-1) <= 1).all()
+
+
+def test_large_budgets_follow_one_level() -> None:
+    """A million tokens: 16 heads of 8094 x 16188 blocks; one level parts what is given from the rest."""
+    weights, capacity, floor = random_weights("log-normal", 16, seed=0), 8094 * 16188, 8094
+    total = torch.tensor([16 * capacity // 4 + 7])
+    shares = water_fill(weights, total, capacity, floor)[0]
+    assert shares.sum() == total
+    given = ((shares.double() - 0.5) / weights)[shares > floor]
+    assert given.max() <= ((shares.double() + 0.5) / weights)[shares < capacity].min()
+
+
+@pytest.mark.parametrize("kind", ["even", "log-normal", "extreme", "ties"])
+def test_the_kernel_shares_in_the_same_way(kind: str) -> None:
+    kernel = pytest.importorskip("hess_plugin.kernels.hess_attention.triton_budgets")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for seed, (items, capacity, floor) in enumerate([(1, 7, 0), (16, 8094 * 16188, 8094), (61, 240, 1)]):
+        weights = torch.stack([random_weights(kind, items, seed), random_weights(kind, items, seed + 1)])
+        total = torch.tensor([items * (2 * floor + capacity) // 3 + 1, items * (floor + capacity) // 2])
+        found = kernel.water_fill(weights.to(device), total.to(device), capacity, floor).cpu()
+        assert torch.equal(found, water_fill(weights, total, capacity, floor))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hess_plugin.sparsity import block_probs, pool_blocks
+from hess_plugin.sparsity import block_probs, pool_blocks, pooling
 
 
 def random_tokens(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -55,3 +55,11 @@ def test_probs_stay_float32_under_autocast() -> None:
     assert plain.dtype == torch.float32
     assert plain.shape == (1, 2, 3, 5)
     torch.testing.assert_close(plain.sum(-1), torch.ones(1, 2, 3))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_probs_in_chunks_of_rows_are_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k = random_tokens(2, 3, 7, 8), random_tokens(2, 3, 9, 8, seed=1)
+    together = block_probs(q, k)
+    monkeypatch.setattr(pooling, "CHUNK_BYTES", 4 * 2 * 3 * 9 * rows)
+    torch.testing.assert_close(block_probs(q, k), together, rtol=1e-6, atol=0)

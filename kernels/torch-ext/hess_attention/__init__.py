@@ -9,16 +9,24 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .flex import flex_attention
-from .ops import triton_attention
+from .ops import triton_attention, unsupported
 from .reference import block_mask, dense_mask_attention, gathered_attention
+from .tuning import dense_below_tokens
 
-__all__ = ["BACKENDS", "block_mask", "block_sparse_attention", "dense_mask_attention", "resolve_backend"]
+__all__ = [
+    "BACKENDS",
+    "block_mask",
+    "block_sparse_attention",
+    "dense_below_tokens",
+    "dense_mask_attention",
+    "resolve_backend",
+]
 
 
 class Backend(NamedTuple):
@@ -26,27 +34,56 @@ class Backend(NamedTuple):
 
     attend: Callable[..., Tensor]
     runs_on: Callable[[torch.device], bool]
-    automatic: bool = True  # may "auto" take it
+    automatic: Callable[..., bool] = lambda *call: True  # may "auto" take it, for the arguments of a call
 
 
 # Read once, as Triton itself does.
 _TRITON_DEVICES = {"cuda", "cpu"} if os.environ.get("TRITON_INTERPRET") == "1" else {"cuda"}
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-#: Fastest first: "auto" takes the first that runs on the tensors' device and is automatic. Those of the GPU
-#: are not, as long as they have not been checked and timed on one.
+
+def _on_a_gpu_that_triton_knows(device: torch.device, *call: Any) -> bool:
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and unsupported(device, *call) is None
+    )
+
+
+#: Fastest first: "auto" takes the first that runs on the tensors' device and is automatic for their type and
+#: shape. FlexAttention never is: it is slower than Triton and compiles anew for many lengths.
 BACKENDS: dict[str, Backend] = {
-    "triton": Backend(triton_attention, lambda device: _HAS_TRITON and device.type in _TRITON_DEVICES, False),
-    "flex": Backend(flex_attention, lambda device: device.type == "cuda", False),
+    "triton": Backend(
+        triton_attention,
+        lambda device: _HAS_TRITON and device.type in _TRITON_DEVICES,
+        _on_a_gpu_that_triton_knows,
+    ),
+    "flex": Backend(flex_attention, lambda device: device.type == "cuda", lambda *call: False),
     "reference": Backend(gathered_attention, lambda device: True),
 }
 
 
-def resolve_backend(backend: str, device: torch.device) -> str:
-    """The name of the implementation to use; raises ValueError if that one cannot run on the device."""
+def resolve_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, dim: int, q_block_size: int, kv_block_size: int
+) -> str:
+    """The name of the implementation to use; raises ValueError if that one cannot run on the device.
+
+    "auto" is "triton" on NVIDIA GPUs since sm_80, for bfloat16, float16 and float32, head dimensions of 16,
+    32, 64 and 128, and blocks of 16, 32, 64 and 128; elsewhere "reference", without a word.
+
+    Args:
+        backend: One of `BACKENDS`, or "auto".
+        device: Where q, k and v are.
+        dtype: Of q, k and v.
+        dim: Head dimension.
+        q_block_size: Queries per block.
+        kv_block_size: Keys per block.
+    """
     available = [name for name, candidate in BACKENDS.items() if candidate.runs_on(device)]
     if backend == "auto":
-        return next(name for name in available if BACKENDS[name].automatic)
+        call = (device, dtype, dim, q_block_size, kv_block_size)
+        return next(name for name in available if BACKENDS[name].automatic(*call))
     if backend not in available:
         raise ValueError(
             f"backend {backend!r} is not available on {device.type}; "
@@ -86,7 +123,7 @@ def block_sparse_attention(
         special_v: [B, H, Ns, D] their values.
         q_block_size: Queries per block.
         kv_block_size: Keys per block.
-        backend: One of `BACKENDS`, or "auto" for the fastest that runs on the device of `q`.
+        backend: One of `BACKENDS`, or "auto": see `resolve_backend`.
 
     Returns:
         [B, H, N, D], dtype of `q`.
@@ -95,9 +132,9 @@ def block_sparse_attention(
         ValueError: if shapes, dtypes or devices do not fit together or the backend is not available; the
             reference also refuses lists that break the rules above.
     """
-    name = resolve_backend(backend, q.device)
     _check_tokens(q, k, v, special_k, special_v)
     _check_lists(q, kv_num_blocks, kv_indices, q_block_size, kv_block_size)
+    name = resolve_backend(backend, q.device, q.dtype, q.shape[3], q_block_size, kv_block_size)
     return BACKENDS[name].attend(
         q,
         k,

@@ -43,27 +43,32 @@ def triton_attention(
     Raises:
         ValueError: if the head dimension, a block size or the dtype is not supported.
     """
-    dim = q.shape[3]
-    if dim not in HEAD_DIMS:
-        raise ValueError(_unsupported("head dimension", dim, HEAD_DIMS))
-    for name, size in (("q_block_size", q_block_size), ("kv_block_size", kv_block_size)):
-        if size not in BLOCK_SIZES:
-            raise ValueError(_unsupported(name, size, BLOCK_SIZES))
-    if q.dtype not in DTYPES or (q.dtype == torch.bfloat16 and q.device.type == "cpu"):
-        # Triton's interpreter takes bfloat16 for integers, without a word.
-        exact = DTYPES[1:] if q.device.type == "cpu" else DTYPES
-        raise ValueError(_unsupported("dtype", q.dtype, exact))
+    problem = unsupported(q.device, q.dtype, q.shape[3], q_block_size, kv_block_size)
+    if problem is not None:
+        raise ValueError(
+            f"backend 'triton' does not support {problem}. backend='reference' has no such limit."
+        )
     special = [None if x is None or x.shape[2] == 0 else x.contiguous() for x in (special_k, special_v)]
     tokens = [x.contiguous() for x in (q, k, v)]
     lists = [x.int().contiguous() for x in (kv_num_blocks, kv_indices)]
     return _forward_op(*tokens, *lists, *special, q_block_size, kv_block_size)[0]
 
 
-def _unsupported(what: str, value: object, supported: tuple) -> str:
-    return (
-        f"backend 'triton' does not support {what} {value}; it supports {', '.join(map(str, supported))}. "
-        "backend='reference' has no such limit."
-    )
+def unsupported(
+    device: torch.device, dtype: torch.dtype, dim: int, q_block_size: int, kv_block_size: int
+) -> str | None:
+    """What of a call the kernels do not take, and what they do; None if they take it all."""
+    # Triton's interpreter takes bfloat16 for integers, without a word.
+    exact = DTYPES[1:] if device.type == "cpu" else DTYPES
+    for name, value, supported in (
+        ("head dimension", dim, HEAD_DIMS),
+        ("q_block_size", q_block_size, BLOCK_SIZES),
+        ("kv_block_size", kv_block_size, BLOCK_SIZES),
+        ("dtype", dtype, exact),
+    ):
+        if value not in supported:
+            return f"{name} {value}; it supports {', '.join(map(str, supported))}"
+    return None
 
 
 @torch.library.custom_op(

@@ -16,15 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_blocks import PRECISION, block_scores, block_source, heads_by_budget, load_block
-from .triton_exp2 import mixed_exp2
 
 if TYPE_CHECKING:
     from .tuning import Tile
-
-# What a row's scores are subtracted from, see `_bound`.
-ONLINE, LAZY, FROZEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-RUNNING_MAX = {"online": 0, "lazy": 1, "frozen": 2}
-_SLACK = tl.constexpr(8.0)  # log2 units by which scores may exceed a lazy maximum
 
 
 def forward(
@@ -65,7 +59,7 @@ def forward(
     lists = (heads_by_budget(kv_num_blocks), kv_num_blocks, kv_indices, kv_indices.shape[3])
     scale, block_m = math.log2(math.e) / math.sqrt(dim), q_block_size // tile.parts
     # A row that outgrew a frozen maximum is computed again; for the others the second program ends at once.
-    for mode in (tile.running_max, "online") if tile.running_max == "frozen" else (tile.running_max,):
+    for redo in (False, True) if tile.frozen else (False,):
         _forward_kernel[(triton.cdiv(tokens, block_m), batch * heads)](
             *(q, *sources, out, lse, *lists, tokens, num_special, scale),
             DIM=dim,
@@ -73,89 +67,44 @@ def forward(
             BLOCK_N=kv_block_size,
             PARTS=tile.parts,
             TMA=tile.tma,
-            PAIRS=tile.pairs,
-            MODE=RUNNING_MAX[mode],
-            POLYNOMIAL=tile.polynomial if q.is_cuda else 0,  # the interpreter has no assembler
-            REDO=mode != tile.running_max,
+            FROZEN=tile.frozen and not redo,
+            REDO=redo,
             **tile.launch_options(),
         )
     return out, lse
 
 
 @triton.jit
-def _bound(peak, tile_peak, MODE: tl.constexpr):
-    """What to subtract from the scores of a tile so that 2^x stays finite.
-
-    ONLINE: the maximum so far. LAZY: an older one, as long as no row exceeds it by more than the slack.
-    FROZEN: that of the first block; a row that outgrows it is found at the end. All are exact: it cancels.
-    """
-    if MODE == FROZEN:
-        bound = peak
-    else:
-        bound = tl.maximum(peak, tile_peak)
-        if MODE == LAZY:
-            bound = tl.where(tl.max(bound - peak, 0) > _SLACK, bound, peak)
-    return bound
-
-
-@triton.jit
-def _rescale(acc, total, peak, bound, MODE: tl.constexpr):
-    """acc and total in units of 2^bound instead of 2^peak."""
-    if MODE == LAZY:
-        if tl.max(bound - peak, 0) > 0:
-            total *= tl.exp2(peak - bound)
-            acc *= tl.exp2(peak - bound)[:, None]
-    elif MODE == ONLINE:
-        shrink = tl.exp2(peak - bound)
-        total *= shrink
-        acc *= shrink[:, None]
-    return acc, total
-
-
-@triton.jit
 def _attend(
     q, k_source, v_source, head, start, tokens, acc, total, peak, scale,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, MODE: tl.constexpr,
-    POLYNOMIAL: tl.constexpr,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
-    """One block: acc is the sum of p v and total that of p, where p = 2^(score * scale - peak)."""
+    """One block: acc is the sum of p v and total that of p, where p = 2^(score * scale - peak).
+
+    The peak, which cancels, keeps p finite: the maximum so far, or if FROZEN that of the row's first block.
+    """
     k = load_block(k_source, head, start, tokens, DIM, BLOCK, TMA, WHOLE)
     scores = block_scores(q, k, start, tokens, BLOCK, WHOLE)
-    bound = _bound(peak, tl.max(scores, 1) * scale, MODE)
-    p = mixed_exp2(scores * scale - bound[:, None], POLYNOMIAL)
-    acc, total = _rescale(acc, total, peak, bound, MODE)
+    if FROZEN:
+        p = tl.exp2(scores * scale - peak[:, None])
+    else:
+        above = tl.maximum(peak, tl.max(scores, 1) * scale)
+        p = tl.exp2(scores * scale - above[:, None])
+        shrink = tl.exp2(peak - above)
+        total *= shrink
+        acc *= shrink[:, None]
+        peak = above
     total += tl.sum(p, 1)
     # Load the values only now: together with the keys, the compiler waits for both and runs out of registers.
     v = load_block(v_source, head, start, tokens, DIM, BLOCK, TMA, WHOLE)
-    return tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION), total, bound
-
-
-@triton.jit
-def _attend_pair(
-    q, k_source, v_source, head, start0, start1, tokens, acc, total, peak, scale,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, MODE: tl.constexpr, POLYNOMIAL: tl.constexpr,
-):  # fmt: skip
-    """Two whole blocks under one maximum."""
-    k0 = load_block(k_source, head, start0, tokens, DIM, BLOCK, TMA, True)
-    scores0 = block_scores(q, k0, start0, tokens, BLOCK, True)
-    k1 = load_block(k_source, head, start1, tokens, DIM, BLOCK, TMA, True)
-    scores1 = block_scores(q, k1, start1, tokens, BLOCK, True)
-    bound = _bound(peak, tl.max(tl.maximum(scores0, scores1), 1) * scale, MODE)
-    p0 = mixed_exp2(scores0 * scale - bound[:, None], POLYNOMIAL)
-    p1 = mixed_exp2(scores1 * scale - bound[:, None], POLYNOMIAL)
-    acc, total = _rescale(acc, total, peak, bound, MODE)
-    total += tl.sum(p0 + p1, 1)
-    v0 = load_block(v_source, head, start0, tokens, DIM, BLOCK, TMA, True)
-    acc = tl.dot(p0.to(v0.dtype), v0, acc, input_precision=PRECISION)
-    v1 = load_block(v_source, head, start1, tokens, DIM, BLOCK, TMA, True)
-    return tl.dot(p1.to(v1.dtype), v1, acc, input_precision=PRECISION), total, bound
+    return tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION), total, peak
 
 
 @triton.jit
 def _attend_ends(
     q, k_source, v_source, special_k_source, special_v_source, head, tokens, num_special, has_partial,
     peak, scale, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
-    MODE: tl.constexpr,
+    FROZEN: tl.constexpr,
 ):  # fmt: skip
     """All special keys, and the last patch block if it is partial and listed: the start of every row."""
     acc = tl.zeros([BLOCK_M, DIM], tl.float32)
@@ -164,12 +113,12 @@ def _attend_ends(
     for start in tl.range(0, num_special, BLOCK_N, num_stages=1):
         acc, total, peak = _attend(
             q, special_k_source, special_v_source, head, start, num_special, acc, total, peak, scale,
-            DIM, BLOCK_N, TMA, False, MODE, 0,
+            DIM, BLOCK_N, TMA, False, FROZEN,
         )  # fmt: skip
     if has_partial:
         acc, total, peak = _attend(
             q, k_source, v_source, head, tokens // BLOCK_N * BLOCK_N, tokens, acc, total, peak, scale,
-            DIM, BLOCK_N, TMA, False, MODE, 0,
+            DIM, BLOCK_N, TMA, False, FROZEN,
         )  # fmt: skip
     return acc, total, peak
 
@@ -177,23 +126,13 @@ def _attend_ends(
 @triton.jit
 def _attend_listed(
     q, k_source, v_source, head, tokens, blocks, count, acc, total, peak, scale,
-    DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, PAIRS: tl.constexpr, MODE: tl.constexpr,
-    POLYNOMIAL: tl.constexpr,
+    DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
     """The hot loop: the first `count` blocks of the list, all whole."""
-    begin = 0
-    if PAIRS:
-        begin = count // 2 * 2
-        for i in tl.range(0, begin, 2):
-            start0, start1 = tl.load(blocks + i) * BLOCK, tl.load(blocks + i + 1) * BLOCK
-            acc, total, peak = _attend_pair(
-                q, k_source, v_source, head, start0, start1, tokens, acc, total, peak, scale,
-                DIM, BLOCK, TMA, MODE, POLYNOMIAL,
-            )  # fmt: skip
-    for i in tl.range(begin, count):
+    for i in tl.range(0, count):
         acc, total, peak = _attend(
             q, k_source, v_source, head, tl.load(blocks + i) * BLOCK, tokens, acc, total, peak, scale,
-            DIM, BLOCK, TMA, True, MODE, POLYNOMIAL,
+            DIM, BLOCK, TMA, True, FROZEN,
         )  # fmt: skip
     return acc, total, peak
 
@@ -203,7 +142,7 @@ def _forward_kernel(
     q_ptr, k_source, v_source, special_k_source, special_v_source, out_ptr, lse_ptr,
     head_order, kv_num_blocks, kv_indices, width, tokens, num_special, scale,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, TMA: tl.constexpr,
-    PAIRS: tl.constexpr, MODE: tl.constexpr, POLYNOMIAL: tl.constexpr, REDO: tl.constexpr,
+    FROZEN: tl.constexpr, REDO: tl.constexpr,
 ):  # fmt: skip
     """One row, or part of it; programs of one head follow each other, so its keys stay in the L2 cache."""
     start = tl.program_id(0) * BLOCK_M
@@ -218,22 +157,22 @@ def _forward_kernel(
 
     q = load_block(q_ptr, head, start, tokens, DIM, BLOCK_M, False, False)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    if MODE == FROZEN:
+    if FROZEN:
         k_start = tl.load(blocks) * BLOCK_N
         k = load_block(k_source, head, k_start, tokens, DIM, BLOCK_N, TMA, False)
         peak = tl.max(block_scores(q, k, k_start, tokens, BLOCK_N, False), 1) * scale
     acc, total, peak = _attend_ends(
         q, k_source, v_source, special_k_source, special_v_source, head, tokens, num_special, has_partial,
-        peak, scale, DIM, BLOCK_M, BLOCK_N, TMA, MODE,
+        peak, scale, DIM, BLOCK_M, BLOCK_N, TMA, FROZEN,
     )  # fmt: skip
     acc, total, peak = _attend_listed(
         q, k_source, v_source, head, tokens, blocks, count - has_partial.to(tl.int32), acc, total, peak,
-        scale, DIM, BLOCK_N, TMA, PAIRS, MODE, POLYNOMIAL,
+        scale, DIM, BLOCK_N, TMA, FROZEN,
     )  # fmt: skip
 
     out = acc / total[:, None]
     lse = peak + tl.log2(total)
-    if MODE == FROZEN:
+    if FROZEN:
         # Far below overflow of p in float16, or of acc otherwise. The mark is for the second launch.
         limit = 2.0**15 if q.dtype == tl.float16 else 2.0**100
         lse = tl.where(tl.max(total, 0) > limit, float("inf"), lse)

@@ -8,10 +8,14 @@ from __future__ import annotations
 import functools
 import json
 import warnings
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+CONFIGS = Path(__file__).parent / "configs"
+_DENSE_BELOW = 35000  # of an H100; launches take as long elsewhere, and slower GPUs gain earlier
 
 
 class Tile(NamedTuple):
@@ -22,9 +26,7 @@ class Tile(NamedTuple):
     maxnreg: int | None = None  # most registers per thread; fewer let more programs run at a time
     parts: int = 1  # programs that share a block of queries; not for the gradient of the keys
     tma: bool = False  # load keys and values by the copy engine; sm_90 and later
-    pairs: bool = False  # two key blocks per step
-    running_max: str = "online"  # or "lazy", "frozen": see `_bound` in triton_forward.py
-    polynomial: int = 0  # of so many exponentials one is a polynomial: 2, 4 or 8; 0 for none
+    frozen: bool = False  # the maximum of a row's first block serves to its end, see `_attend`
     step: int = 64  # queries at a time in the gradient of the keys
 
     def launch_options(self) -> dict[str, int]:
@@ -39,8 +41,9 @@ def choose_tile(
 ) -> Tile:
     """Launch options for one call.
 
-    Tables hold 16-bit types at blocks of 128 queries and 64 keys; all else gets the default, and so does a
-    GPU without a table, after one warning.
+    Tables hold 16-bit types at blocks of 128 queries and 64 keys, for one version of Triton: as another one
+    compiles them they may spill registers. All else gets the default, and so does a GPU without a table,
+    after one warning.
 
     Args:
         kernel: "forward", "backward_queries" or "backward_keys".
@@ -52,11 +55,24 @@ def choose_tile(
     """
     if device.type != "cuda":
         return Tile(num_warps=4, num_stages=2)
+    tile = default_tile(kernel, torch.cuda.get_device_capability(device), dtype, dim, q_block_size)
     if dtype != torch.float32 and (q_block_size, kv_block_size) == (128, 64):
-        entry = _table(torch.cuda.get_device_name(device)).get(kernel, {}).get(str(dim))
-        if entry is not None:
-            return Tile(**entry)
-    return default_tile(kernel, torch.cuda.get_device_capability(device), dtype, dim, q_block_size)
+        table = gpu_table(torch.cuda.get_device_name(device))
+        if version("triton").startswith(table.get("triton", "none") + "."):
+            entry = table["tiles"].get(kernel, {}).get(str(dim))
+            tile = tile if entry is None else Tile(**entry)
+    # A probability may outgrow a frozen maximum by 2^15 in float16, and by 2^100 in bfloat16.
+    return tile._replace(frozen=tile.frozen and dtype == torch.bfloat16)
+
+
+def dense_below_tokens(device: torch.device) -> int:
+    """Tokens from which sparse attention is faster than dense: from the GPU's table, a guess without one.
+
+    On a CPU 0, since there the work that is left out decides.
+    """
+    if device.type != "cuda":
+        return 0
+    return gpu_table(torch.cuda.get_device_name(device)).get("dense_below_tokens", _DENSE_BELOW)
 
 
 def default_tile(
@@ -75,19 +91,27 @@ def default_tile(
         num_stages=3 if kernel == "forward" and not (wide or single) else 2,
         parts=max(1, q_block_size // rows),
         tma=kernel == "forward" and hopper,
+        frozen=kernel == "forward" and hopper and dtype == torch.bfloat16,
     )
 
 
 @functools.cache
-def _table(gpu: str) -> dict[str, dict[str, dict]]:
+def gpu_table(gpu: str) -> dict[str, Any]:
     """The table whose `gpu` begins this GPU's name; an empty one, with one warning, if there is none."""
-    for path in sorted((Path(__file__).parent / "configs").glob("*.json")):
-        table = json.loads(path.read_text(encoding="utf-8"))
-        if gpu.startswith(table["gpu"]):
-            return table["tiles"]
+    path = table_path(gpu)
+    if path is not None:
+        return json.loads(path.read_text(encoding="utf-8"))
     warnings.warn(
         f"hess_attention has no tuned launch options for {gpu!r} and uses a default; "
         "kernels/benchmarks/tune.py finds and writes them.",
         stacklevel=2,
     )
     return {}
+
+
+def table_path(gpu: str, folder: Path = CONFIGS) -> Path | None:
+    """The file of the table whose `gpu` begins this GPU's name; None if there is none."""
+    for path in sorted(folder.glob("*.json")):
+        if gpu.startswith(json.loads(path.read_text(encoding="utf-8"))["gpu"]):
+            return path
+    return None
