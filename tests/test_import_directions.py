@@ -47,12 +47,14 @@ MAY_IMPORT = {
     # never patch
     "calibration": "backbones config datasets errors files geometry loading options processes scores tables",
     "sweep": "config datasets errors evaluation files loading options patch processes scores sidecar",
-    "report": "calibration errors evaluation files plots scores sweep",
+    "viewer": "datasets errors evaluation files geometry plots scores",
+    "report": "calibration errors evaluation files plots scores sweep viewer",
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
-    "demo_results": "config datasets errors evaluation files geometry plots scores tables",
+    "demo_results": "files plots scores tables viewer",
     "benchmark": "attention config errors files loading models patch plots scores sparsity",
-    "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables",
+    "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables "
+    "viewer",
     "cli": "benchmark calibration config datasets demo demo_results errors evaluation files hub models "
     "options patch plots publish report scores sidecar sweep tables",
     "__main__": "cli",

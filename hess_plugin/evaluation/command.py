@@ -22,7 +22,7 @@ from ..patch import apply_hess
 from ..processes import from_main, process_device, process_state, shared_bar
 from ..scores import HeadScores
 from .predict import predict
-from .predictions import FORMAT, PredictionFolder, SavedPrediction
+from .predictions import FORMAT, SCORES, PredictionFolder, SavedPrediction
 from .protocols import Protocol, Selection, protocol_for
 from .setup import (
     describe_machine,
@@ -91,7 +91,10 @@ def _predict_share(run: PredictionRun, state: PartialState, device: str) -> None
         dataset = open_scenes(run.scenes, model, selection.num_views or protocol.num_views or 1)
         described = _describe(run, model, scores, dataset, protocol, device)
         described["views"] = protocol.choose(dataset, selection)
-        return described, folder.begin(described)
+        missing = folder.begin(described)
+        if scores is not None:
+            scores.save(run.out / SCORES)
+        return described, missing
 
     # One listing for all, as each process would else see fresh files of the others.
     begun = from_main(state, begin)
