@@ -71,7 +71,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     Raises:
         InputError: something given cannot be used, or memory runs out. Earlier results are left as they were.
     """
-    for module in ("matplotlib", "trimesh"):
+    for module in ("matplotlib", "scipy", "trimesh"):
         if find_spec(module) is None:  # said now, not when the results are to be drawn
             raise InputError(f'the demo needs {module}; pip install "hess-plugin[demo]".')
     with (

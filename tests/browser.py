@@ -19,7 +19,7 @@ from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
-    "--headless", "--no-sandbox", "--no-first-run", "--disable-background-networking", "--disable-extensions",
+    "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars", "--disable-background-networking", "--disable-extensions",
     "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 )  # fmt: skip

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..geometry.cameras import camera_centers
-from ..geometry.neighbors import nearest_neighbors
+from ..geometry.clouds import distances
 from ..plots import overview
 from ..plots.contact_sheet import depth_range
 from ..plots.point_cloud import PointCloud
@@ -95,7 +95,7 @@ def _pack_cloud(
     index = order[near[order]][:max_points].sort().values
     points, judged = cloud.points[index], known[index]
     errors = torch.zeros(len(index))
-    errors[judged] = nearest_neighbors(points[judged], truth)[0].sqrt() / unit
+    errors[judged] = distances(points[judged], truth) / unit
     low = points.amin(dim=0) if len(points) else torch.zeros(3)
     extent = (points.amax(dim=0) - low).clamp_min(1e-12) if len(points) else torch.ones(3)
     return {

@@ -39,7 +39,7 @@ function showScene() {
   limit = Math.min(1, Math.max(0.01, ...judged.map((index) => ranked(index, 0.995))));
   viewer.load(scene());
   showMethods();
-  setThreshold(judged.length ? ranked(judged[0], 0.9) : limit);
+  setThreshold(judged.length ? ranked(judged[0], 0.98) : limit);
   showViews();
 }
 

@@ -22,7 +22,7 @@ void main() { pixel = shade; }`;
 
 const EDGES = [[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]]; // of a pyramid of five corners
 const OWN_CAMERAS = [0.839, 0.153, 0.157, 1], REFERENCE_CAMERAS = [0.55, 0.58, 0.63, 1];
-const FIELD_OF_VIEW = 0.84, POINT_SIZE = 0.011; // radians; share of the scene's unit
+const FIELD_OF_VIEW = 0.84, POINT_SIZE = 0.011, CLOSER = 0.75; // radians; share of the scene's unit; than the eye given
 
 const add = (a, b, s = 1) => a.map((x, i) => x + s * b[i]);
 const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
@@ -37,7 +37,7 @@ class Orbit { // the one camera: around a target, upright
     const away = add(eye, target, -1);
     this.back = unit(add(away, this.up, -dot(away, this.up)));
     this.right = cross(this.up, this.back);
-    this.start = { target, eye };
+    this.start = { target, eye: add(target, away, CLOSER) };
     this.reset();
   }
   reset() { this.stand(this.start.eye, this.start.target); }
