@@ -19,9 +19,9 @@ from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
-    "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars", "--disable-background-networking", "--disable-extensions",
-    "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage",
-    "--remote-debugging-pipe",
+    "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars", "--disable-extensions",
+    "--disable-background-networking", "--use-gl=angle", "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader", "--disable-dev-shm-usage", "--remote-debugging-pipe",
 )  # fmt: skip
 PATIENCE = 90.0  # seconds
 

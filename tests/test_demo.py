@@ -124,8 +124,8 @@ class TestOwnPhotos:
             assert len(trimesh.load(scene / f"cameras_{method}.ply").faces) == VIEWS * 6
             cameras = json.loads((scene / f"cameras_{method}.json").read_text())
             assert len(cameras["views"]) == VIEWS
-        assert not list(scene.glob("*ground_truth*"))
             assert len(trimesh.load(scene / f"scene_{method}.glb").geometry) == 2
+        assert not list(scene.glob("*ground_truth*"))
         with Image.open(settings.out / "contact_sheet.png") as sheet:
             assert sheet.width == 1600
         assert '"method": "hess"' in (settings.out / "index.html").read_text()  # see tests/viewer
