@@ -22,6 +22,11 @@ from .results import DISTANCE_NOTE, SceneResult
 MAX_BYTES = 25_000_000
 MAX_POINTS = 60_000  # of a cloud
 _ALL_POINTS = 900_000  # of all clouds: 13 MB
+GREEN_NOTE = (
+    "The error of a point in the 3D views is its distance to the nearest known point (the paper's Fig. 5); "
+    "points whose pixel has no known point are not judged. The least confident 20 % of the points and those at "
+    "depth edges are left out."
+)
 _PARTS = {"style": "page.css", "points": "points.js", "script": "page.js"}
 
 
@@ -63,7 +68,7 @@ def write_page(path: Path, page: Page, scenes: Sequence[dict[str, Any]]) -> None
     data = {
         "scenes": scenes,
         "metrics": metric_headings(),
-        "notes": [*([DISTANCE_NOTE] if scenes else []), *page.notes],
+        "notes": [*((DISTANCE_NOTE, GREEN_NOTE) if scenes else ()), *page.notes],
         "shares": shares,
         "configurations": page.configurations or {},
     }
