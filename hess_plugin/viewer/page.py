@@ -24,8 +24,8 @@ MAX_POINTS = 60_000  # of a cloud
 _ALL_POINTS = 900_000  # of all clouds: 13 MB
 GREEN_NOTE = (
     "The error of a point in the 3D views is its distance to the nearest known point (the paper's Fig. 5); "
-    "points whose pixel has no known point are not judged. The least confident 20 % of the points and those at "
-    "depth edges are left out."
+    "points whose pixel has no known point are not judged. The least confident 20 % of the points and those "
+    "at depth edges are left out."
 )
 _PARTS = {"style": "page.css", "points": "points.js", "script": "page.js"}
 
