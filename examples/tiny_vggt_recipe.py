@@ -37,6 +37,7 @@ class Recipe:
     image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112))  # upright or square photos, and 3:2
     views_per_step: int = 336  # per process; enough that a large GPU, not the host, sets the pace
     dense_views_per_step: int = 112  # of these, how many the dense heads see; the camera head sees all
+    walks: float = 0.35  # share of scenes whose cameras do not look at its middle, as people who film do
     ramp: float = 0.3  # share of the training after which lessons are at full difficulty
     config: tuple[tuple[str, object], ...] = (
         ("embed_dim", 192), ("depth", 8), ("num_heads", 12),
@@ -82,10 +83,14 @@ class Batch(NamedTuple):
 
 
 def make_batch(
-    numbers: SceneNumbers, image_size: tuple[int, int], orbit_span: Tensor, generator: torch.Generator
+    numbers: SceneNumbers,
+    image_size: tuple[int, int],
+    orbit_span: Tensor,
+    walks: Tensor,
+    generator: torch.Generator,
 ) -> Batch:
     """Render scenes, with their truth as `normalise` puts it and photos with a sensor's blur and noise."""
-    batch = normalise(render_scenes(numbers, image_size, orbit_span))
+    batch = normalise(render_scenes(numbers, image_size, orbit_span, walks))
     images = batch.images
     chance = torch.rand(2, len(images), 1, 1, 1, 1, generator=generator, device=images.device)
     # Rays have no width: edges of procedural photos are sharper than those of scaled real ones.
@@ -112,14 +117,15 @@ def normalise(scenes: SceneBatch) -> Batch:
 
 def draw_lesson(
     recipe: Recipe, progress: float, step: int, generator: torch.Generator
-) -> tuple[tuple[SceneNumbers, tuple[int, int], Tensor, torch.Generator], Tensor]:
+) -> tuple[tuple[SceneNumbers, tuple[int, int], Tensor, Tensor, torch.Generator], Tensor]:
     """The arguments of `make_batch` for one step, and the views that the dense heads see (flat over B·V)."""
     num_views, size, (low, high) = recipe.lesson(progress, step)
     num_scenes, device = recipe.views_per_step // num_views, generator.device
     numbers = draw_numbers(num_scenes, num_views, generator)
     span = low + (high - low) * torch.rand(num_scenes, generator=generator, device=device)
+    walks = torch.rand(num_scenes, generator=generator, device=device) < recipe.walks
     order = torch.randperm(recipe.views_per_step, generator=generator, device=device)
-    return (numbers, size, span, generator), order[: recipe.dense_views_per_step]
+    return (numbers, size, span, walks, generator), order[: recipe.dense_views_per_step]
 
 
 class Lesson(nn.Module):

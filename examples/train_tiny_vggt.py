@@ -230,6 +230,7 @@ def export(training: Training, folder: Path) -> None:
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "started_from": args.start_from,
         "learning_rate": args.learning_rate,
         "seed": args.seed,
         "held_out_scenes": {"seeds": [0, args.scenes - 1], "views": EXAMINED_VIEWS} | training.examination,

@@ -132,7 +132,7 @@ class CalibrationConfig(_Checked):
     min_fitness: float = 0.7  # share of variance that the alignment must explain; 0 takes untrained models
     neighbors: Neighbors = "exact"  # "faiss": the paper's IVFFlat index, approximate
     projections: tuple[Projection, ...] = ("query",)  # whose traces are kept; the paper needs W_Q alone
-    precision: Precision = "float32"  # "bfloat16": by autocast, as VGGT itself runs
+    precision: Precision | None = None  # of the model; None: bfloat16 on a GPU (autocast), else float32
     camera_weight: float | None = None  # λ recommended to users of the scores; None: 0.5, for π³ 0
 
     def __post_init__(self) -> None:
@@ -143,7 +143,15 @@ class CalibrationConfig(_Checked):
         self._one_of("point_source", ("point_head", "depth"))
         self._one_of("truth", ("depth", "cloud"))
         self._one_of("neighbors", ("exact", "faiss"))
-        self._one_of("precision", ("float32", "bfloat16"))
+        if self.precision is not None:
+            self._one_of("precision", ("float32", "bfloat16"))
         if not isinstance(self.icp, bool):
             raise ValueError(f"icp must be True or False, got {self.icp!r}.")
         object.__setattr__(self, "projections", ordered_projections(self.projections))
+
+    def precision_on(self, device_type: str) -> Precision:
+        """The precision of a model on "cuda", "cpu", ...
+
+        On a GPU float32 gradients of attention that are the same each time are many times slower.
+        """
+        return self.precision or ("bfloat16" if device_type == "cuda" else "float32")

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
 
 from .errors import InputError
+from .progress import ProgressBar
 
 _TIMEOUT = timedelta(days=1)  # a process may wait so long for the others: for a download, or a slow scene
 _T = TypeVar("_T")
@@ -56,21 +56,19 @@ def process_device(asked: str | None, state: PartialState) -> str:
 
 
 @contextmanager
-def shared_bar(state: PartialState, about: str, total: int, count: Callable[[], int]) -> Iterator[tqdm]:
+def shared_bar(
+    state: PartialState, about: str, total: int, count: Callable[[], int]
+) -> Iterator[ProgressBar]:
     """A progress bar over the scenes of all processes, with the time left; the block ends with the last one.
 
     Args:
-        state: only rank 0 shows the bar, and only where somebody watches.
+        state: only rank 0 shows the bar.
         about: what is done to the scenes.
         total: scenes of all processes.
         count: how many are done, by all processes; asked whenever `bar.update` is to be called.
     """
-    with tqdm(
-        desc=about,
-        total=total,
-        initial=count(),
-        unit="scene",
-        disable=None if state.is_main_process else True,
+    with ProgressBar(
+        desc=about, total=total, initial=count(), unit="scene", disable=not state.is_main_process
     ) as bar:
         yield bar
         state.wait_for_everyone()

@@ -48,6 +48,12 @@ def test_bad_sparsification_settings(values: dict, message: str) -> None:
         HeSSConfig(**values)
 
 
+def test_precision_by_device():
+    assert CalibrationConfig().precision_on("cuda") == "bfloat16"
+    assert CalibrationConfig().precision_on("cpu") == "float32"
+    assert CalibrationConfig(precision="float32").precision_on("cuda") == "float32"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

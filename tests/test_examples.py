@@ -157,7 +157,7 @@ class TestRecipe:
         recipe, generator = examples["tiny_vggt_recipe"], torch.Generator().manual_seed(0)
         numbers, span = draw_numbers(6, 2, generator), torch.full((6,), 2.0)
         clean = render_scenes(numbers, (12, 16), span).images
-        taken = recipe.make_batch(numbers, (12, 16), span, generator).images
+        taken = recipe.make_batch(numbers, (12, 16), span, torch.zeros(6) > 0, generator).images
         assert taken.min() >= 0
         assert taken.max() <= 1
         spread = (taken - clean).square().mean((1, 2, 3, 4)).sqrt()
@@ -228,6 +228,6 @@ class TestBenchmark:
         examples["benchmark_calibration"].main(options.split())
         *_, machine, model, rank, total = capsys.readouterr().out.splitlines()
         assert machine.startswith(f"1 x cpu, torch {torch.__version__}")
-        assert "3 views of 28 x 28 pixels, float32, neighbors exact, ICP off" in model
+        assert "3 views of 28 x 28 pixels, bfloat16, neighbors exact, ICP off" in model
         assert re.fullmatch(r"rank 0: 3 scenes, both errors in \d+\.\d\d s .* peak \d+\.\d\d GB", rank)
         assert re.fullmatch(r"total: 3 scenes in (.*) s = (.*) s per scene; .*", total)

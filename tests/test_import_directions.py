@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "config": "",
     "options": "",
     "files": "errors",
-    "processes": "errors",
+    "progress": "",
+    "processes": "errors progress",
     "geometry": "",
     "kernels": "",
     "sparsity": "config kernels",
@@ -46,7 +47,8 @@ MAY_IMPORT = {
     "scores_io sidecar tables",
     # never patch
     "calibration": "backbones config datasets errors files geometry loading options processes scores tables",
-    "sweep": "config datasets errors evaluation files loading options patch processes scores sidecar",
+    "sweep": "config datasets errors evaluation files loading options patch processes progress scores "
+    "sidecar",
     "viewer": "datasets errors evaluation files geometry plots scores",
     "report": "calibration errors evaluation files plots scores sweep viewer",
     "card": "calibration errors evaluation plots scores tables",

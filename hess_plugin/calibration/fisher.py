@@ -80,7 +80,8 @@ def scene_traces(model: nn.Module, scene: Scene, config: CalibrationConfig) -> S
 
 def _predict(backbone: Backbone, model: nn.Module, images: Tensor, config: CalibrationConfig) -> Any:
     """The model's outputs; in bfloat16 only the model runs, and families exempt their own heads from it."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+    device = images.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=config.precision_on(device) == "bfloat16"):
         return backbone.predict(model, images)
 
 

@@ -59,7 +59,11 @@ def _add_error_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("scores").add_argument
-    add("--precision", choices=("float32", "bfloat16"), help="of the model (default: float32)")
+    add(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="of the model (default: bfloat16 on a GPU, else float32)",
+    )
     add(
         "--projections",
         metavar="NAMES",

@@ -69,6 +69,7 @@ def calibrate(
     check_dense(model)
     find_backbone(model)  # of a known family, or an error before anything is made
     device = next(model.parameters()).device
+    config = dataclasses.replace(config, precision=config.precision_on(device.type))
     state = process_state(device.type == "cpu")
 
     def begin() -> tuple[RecordFolder, list[str]]:

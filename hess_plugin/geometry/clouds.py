@@ -46,7 +46,7 @@ def estimate_normals(points: Tensor) -> Tensor:
     cloud = _cloud(points)
     search = load_open3d().geometry.KDTreeSearchParamKNN(_NEIGHBORS)
     cloud.estimate_normals(search)
-    return torch.from_numpy(np.array(cloud.normals))
+    return torch.from_numpy(np.array(cloud.normals)).to(points.device)
 
 
 def thin(points: Tensor, spacing: float, seed: int) -> Tensor:

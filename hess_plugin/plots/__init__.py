@@ -4,10 +4,11 @@ from .contact_sheet import SheetBlock, SheetColumn, contact_sheet
 from .heatmap import score_heatmap
 from .point_cloud import PointCloud, clean_mask, colored_cloud, frustums
 from .render import Viewpoint, draw_cloud, overview
-from .tradeoff import Curve, Panel, tradeoff_figure
+from .tradeoff import Curve, Line, Panel, tradeoff_figure
 
 __all__ = [
     "Curve",
+    "Line",
     "Panel",
     "PointCloud",
     "SheetBlock",

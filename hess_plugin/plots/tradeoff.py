@@ -26,6 +26,15 @@ class Curve:
     mean: Sequence[float]
     low: Sequence[float]  # of the 95 % interval
     high: Sequence[float]
+    style: int | None = None  # of colour and marker; None: by its place among the figure's labels
+
+
+@dataclass(frozen=True)
+class Line:
+    """What does not depend on x, such as the dense model."""
+
+    value: float
+    label: str
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,12 @@ class Panel:
     title: str
     curves: Sequence[Curve]
     higher_is_better: bool
-    level: float | None = None  # of the dense model, as a line
+    line: Line | None = None
     x_label: str = "measured density"
 
 
 def tradeoff_figure(panels: Sequence[Panel], title: str) -> Figure:
-    """Panels side by side; a method has the same colour in all of them, and one legend tells which.
+    """Panels side by side; a label has the same colour in all of them, and one legend tells which.
 
     Args:
         panels: at least one, each with at least one curve.
@@ -73,10 +82,10 @@ def tradeoff_figure(panels: Sequence[Panel], title: str) -> Figure:
 
 
 def _draw(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
-    if panel.level is not None:
-        axes.axhline(panel.level, color=INK, linestyle="--", linewidth=1, label="dense")
+    if panel.line is not None:
+        axes.axhline(panel.line.value, color=INK, linestyle="--", linewidth=1, label=panel.line.label)
     for curve in panel.curves:
-        place = labels.index(curve.label)
+        place = labels.index(curve.label) if curve.style is None else curve.style
         color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
         order = sorted(range(len(curve.x)), key=curve.x.__getitem__)
         x, mean, low, high = (
@@ -88,6 +97,8 @@ def _draw(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     axes.set_title(f"{panel.title}  ({arrow})", fontsize=10, color=INK, loc="left")
     axes.set_xlabel(panel.x_label, fontsize=9, color=FAINT)
     axes.tick_params(labelsize=8, colors=FAINT, length=3)
+    if all(x == int(x) for curve in panel.curves for x in curve.x):
+        axes.locator_params(axis="x", integer=True)
     axes.grid(color="#e5e7eb", linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

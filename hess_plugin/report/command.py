@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..errors import InputError, input_errors
+from ..evaluation.measurements import Measurement, write_measurements
 from ..evaluation.predictions import RUN_FILE
 from ..files import write_atomic
 from ..plots.figure import png, svg
-from ..sweep.methods import BASELINE
+from ..sweep.methods import BASELINE, Level
 from .figures import COMPARISONS, comparison_figure, heatmap_figure, stability_figure
 from .page import write_report_page
 from .results import Sweep
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT_FILE, PAGE_FILE, FIGURES, CLOUDS = "report.md", "index.html", "figures", "clouds"
+MEASUREMENTS_FILE = "measurements.json"  # for `hess push --evaluation`, behind the name of the sweep
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class ReportRun:
 
 
 def run_report(run: ReportRun) -> None:
-    """Write `index.html`, of sweeps `report.md` and `figures/`, of predictions `clouds/`, into a folder.
+    """Write `index.html`; of sweeps `report.md`, `figures/` and measurements; of predictions `clouds/`.
 
-    Files of these names are replaced, others stay.
+    Measurements are for cards. Files of these names are replaced, others stay.
 
     Raises:
         InputError: a folder holds neither sweep nor predictions, two sweeps have one name, predictions do not
@@ -65,7 +67,28 @@ def run_report(run: ReportRun) -> None:
 
 def _write_section(sweep: Sweep, out: Path) -> str:
     (out / FIGURES).mkdir(exist_ok=True)
+    write_measurements(out / f"{sweep.name}_{MEASUREMENTS_FILE}", measurements_of(sweep))
     return _section(sweep, list(_write_figures(sweep, out)))
+
+
+def measurements_of(sweep: Sweep) -> Iterator[Measurement]:
+    """Dense, uniform and HeSS at all levels, as a card of the scores lists them."""
+    settings: list[tuple[str, Level | None]] = [("dense", None)]
+    settings += [(name, level) for level in sweep.levels for name in (BASELINE, "hess")]
+    for name, level in settings:
+        for metric in sweep.metrics:
+            cell = sweep.cell(name, level, metric)
+            if cell is not None:
+                yield Measurement(
+                    dataset=sweep.run["dataset"],
+                    method=name,
+                    metric=metric.key,
+                    value=cell.value.mean,
+                    density=sweep.density(name, level),
+                    num_scenes=cell.num_scenes,
+                    num_views=sweep.num_views,
+                    command=sweep.run["command"],
+                )
 
 
 def _write_figures(sweep: Sweep, out: Path) -> Iterator[str]:
@@ -125,6 +148,11 @@ def _notes(sweep: Sweep) -> str:
         f"p < 0.05, without a correction for the {compared} comparisons per metric: about {by_chance} of "
         "them would say so by chance alone.",
     ]
+    if sweep.num_missing:
+        notes.append(
+            f"{sweep.num_missing} measurements are missing: the sweep was stopped. Each row is over the "
+            "scenes that have it, so rows may be over different scenes."
+        )
     failures = sweep.failures
     if failures:
         first, reason = next(iter(failures.items()))

@@ -145,6 +145,18 @@ class Sweep:
             if record.failure is not None
         }
 
+    @property
+    def num_views(self) -> int:
+        """Views per scene; the most where protocols take all."""
+        listed = (len(views) for views in self.run["scenes"].values() if views)
+        return self.run["num_views"] or max(listed)
+
+    @property
+    def num_missing(self) -> int:
+        """Measurements of the last command that are not there yet: the sweep was stopped."""
+        wanted = [each["key"] for each in self.run["settings"]]
+        return sum(key not in of_scene for of_scene in self.records.values() for key in wanted)
+
     def _groups(self, scenes: list[str]) -> list[str] | None:
         """VGGT's protocol averages over categories."""
         if self.run["protocol"] != "co3d-vggt":

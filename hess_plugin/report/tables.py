@@ -9,6 +9,7 @@ from .results import Metric, Sweep
 
 TABLE_1 = (("key", "W_K"), ("value", "W_V"), ("linear", "Linear"), ("softmax", "Softmax"), ("log", "Log"))
 TABLE_1_LEVEL = Level(0.8, 0.4)
+TABLE_2_LEVELS = (Level(0.5, 0.9), Level(0.8, 0.4))
 _LABELS = {"vggt": "S1", "pi3": "S2"}  # tables of the paper by model family
 SIGNIFICANT = 0.05
 
@@ -77,8 +78,8 @@ def ablation(sweep: Sweep) -> str | None:
 def runtime(sweep: Sweep) -> str | None:
     """Table 2: seconds of a forward pass, dense, uniform and HeSS."""
     rows = [["dense", "-", "-", "0.00", _seconds(sweep, "dense", None)]]
-    for level in sweep.levels:
-        if not level.cdf_threshold or "hess" not in sweep.methods(level):
+    for level in TABLE_2_LEVELS:
+        if level not in sweep.levels or "hess" not in sweep.methods(level):
             continue
         for name in (BASELINE, "hess"):
             rows.append(

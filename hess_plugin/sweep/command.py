@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
-from tqdm import tqdm
 
 from ..config import HeSSConfig
 from ..datasets import Dataset, Scene
@@ -30,6 +29,7 @@ from ..evaluation.setup import (
 from ..loading import EMBEDDED_MODEL, memory_errors, open_scenes
 from ..patch import apply_hess
 from ..processes import from_main, process_device, process_state
+from ..progress import ProgressBar
 from ..scores import HeadScores
 from ..sidecar import resolve
 from .matching import TOLERANCE
@@ -140,8 +140,8 @@ def _measure_share(
     def load(scene_id: str) -> Scene:
         return load_views(dataset, scene_id, scenes[scene_id], described["num_views"], run.selection.seed)
 
-    hidden = None if state.is_main_process else True
-    with tqdm(total=len(share) * len(settings), desc="sweeping", unit="setting", disable=hidden) as bar:
+    total, hidden = len(share) * len(settings), not state.is_main_process
+    with ProgressBar(total=total, desc="sweeping", unit="setting", disable=hidden) as bar:
         for scene_id, loading in read_ahead(load, share):
             records = folder.read(scene_id)
             try:

@@ -54,7 +54,7 @@ def match_density(
     low, high = (0.0, sparsest), (1.0, 1.0)
     before: tuple[float, float] | None = None
     best: Matched[_T] | None = None
-    attempts = 0
+    attempts, miss = 0, math.inf
     while best is None or (attempts < MAX_ATTEMPTS and high[0] - low[0] > 1e-4):
         tried = replace(config, cdf_threshold=x) if by_threshold else replace(config, sparse_ratio=1 - x)
         density, result = run(tried)
@@ -68,10 +68,11 @@ def match_density(
         slope = _slope(before, here) if before else math.sqrt(_slope(low, here) * _slope(here, high))
         low, high = (here, high) if density < target else (low, here)
         step = (target - density) / slope if slope > 0 else math.copysign(1, target - density)
-        margin = 0.1 * (high[0] - low[0])
+        margin = 0.02 * (high[0] - low[0])
         x, before = min(max(x + step, low[0] + margin), high[0] - margin), here
-        if attempts % 2 == 0:  # where density is flat for a while, secants alone creep
+        if attempts > 2 and abs(density - target) > miss / 2:  # secants creep where density is flat
             x = (low[0] + high[0]) / 2
+        miss = abs(density - target)
     return replace(best, attempts=attempts)
 
 

@@ -75,7 +75,7 @@ PRESETS = {
                 (BASELINE, "hess", "uniform-public", "lambda-0", "no-capping", "key", "scenes-5"),
             ),
         ),
-        num_scenes=3,
+        num_scenes=2,
         num_views=4,
     ),
 }

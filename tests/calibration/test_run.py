@@ -132,9 +132,12 @@ class TestProgress:
         assert "5/5" in last
         assert "GiB" in last
 
-    def test_nothing_where_nobody_watches(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_lines_in_a_log(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         scores_of(tmp_path)
-        assert capsys.readouterr() == ("", "")
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "\r" not in err
+        assert "5/5" in err.strip().splitlines()[-1]
 
 
 class TestResuming:

@@ -230,6 +230,22 @@ class TestScene:
         assert (widest[:2] < 0.1).all()
         assert 2 < widest[2] < 3
 
+    def test_walks_are_straight_level_and_inside(self) -> None:
+        numbers = draw_numbers(16, 6, torch.Generator().manual_seed(4))
+        span = torch.full((16,), 2.0)
+        arcs = render_scenes(numbers, (6, 8), span)
+        some = torch.arange(16) % 2 == 0
+        batch = render_scenes(numbers, (6, 8), span, some)
+        centres = camera_centers(batch.extrinsics)
+        moved = (centres != camera_centers(arcs.extrinsics)).flatten(1).any(1)
+        assert not moved[~some].any()
+        assert 4 <= moved.sum() < 8  # those without a room stay on their arcs
+        walk = centres[moved] - centres[moved].mean(1, keepdim=True)
+        assert (torch.linalg.svdvals(walk)[:, 1] < 0.3).all()
+        assert (walk[..., 2].abs() < 0.25).all()
+        assert (batch.depth[moved] > 0).all()  # walls all around
+        assert torch.equal(batch.images[~moved], arcs.images[~moved])
+
     @pytest.mark.parametrize("size", [(1, 1), (7, 13), (13, 7)])
     def test_odd_sizes_and_one_view(self, size: tuple[int, int]) -> None:
         scene = synthetic_scene(0, 1, image_size=size)

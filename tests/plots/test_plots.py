@@ -16,6 +16,9 @@ from hess_plugin.datasets.synthetic import synthetic_scene
 from hess_plugin.geometry.cameras import camera_centers
 from hess_plugin.geometry.similarity import Similarity
 from hess_plugin.plots import (
+    Curve,
+    Line,
+    Panel,
     PointCloud,
     SheetBlock,
     SheetColumn,
@@ -26,8 +29,9 @@ from hess_plugin.plots import (
     frustums,
     overview,
     score_heatmap,
+    tradeoff_figure,
 )
-from hess_plugin.plots.figure import new_figure, save
+from hess_plugin.plots.figure import new_figure, png, save, svg
 from hess_plugin.plots.point_cloud import move_cameras, write_cloud, write_frustums
 from hess_plugin.plots.render import look_at
 
@@ -64,6 +68,38 @@ class TestCleanMask:
     def test_bad_input(self) -> None:
         with pytest.raises(ValueError, match=r"must both be \[V, height, width\], got \[2, 3, 3\]"):
             clean_mask(torch.ones(2, 3, 3), torch.ones(3, 3))
+
+
+class TestTradeoff:
+    CURVES = (
+        Curve("uniform", [0.75, 0.25], [0.8, 0.4], [0.7, 0.3], [0.9, 0.5]),
+        Curve("HeSS", [0.25, 0.75], [0.7, 0.85], [0.6, 0.8], [0.8, 0.9]),
+    )
+
+    def test_points_are_drawn_in_order_of_density(self) -> None:
+        figure = tradeoff_figure([Panel("AUC@30", self.CURVES, True, Line(0.9, "dense"))], "title")
+        dense, uniform, hess = figure.axes[0].lines
+        assert list(dense.get_ydata()) == [0.9, 0.9]
+        assert list(uniform.get_xdata()) == list(hess.get_xdata()) == [0.25, 0.75]
+        assert list(uniform.get_ydata()) == [0.4, 0.8]
+        assert uniform.get_color() != hess.get_color()
+
+    def test_same_method_same_colour_in_all_panels(self) -> None:
+        panels = [Panel("a", self.CURVES, True), Panel("b", self.CURVES[1:], False)]
+        figure = tradeoff_figure(panels, "title")
+        assert figure.axes[1].lines[0].get_color() == figure.axes[0].lines[1].get_color()
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["uniform", "HeSS"]
+
+    def test_bytes_depend_on_the_figure_alone(self) -> None:
+        made = [tradeoff_figure([Panel("a", self.CURVES, True)], "title") for _ in range(2)]
+        assert svg(made[0]) == svg(made[1])
+        assert b">HeSS<" in svg(made[0])  # text stays text
+        assert png(made[0]) == png(made[1])
+
+    def test_bad_input(self) -> None:
+        for panels in ([], [Panel("a", [], True)]):
+            with pytest.raises(ValueError, match="at least one"):
+                tradeoff_figure(panels, "title")
 
 
 class TestClouds:

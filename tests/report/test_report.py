@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 from toy_scores import make_scores
 
+from hess_plugin.card import card_files
 from hess_plugin.cli import main
+from hess_plugin.evaluation.measurements import read_measurements
 from hess_plugin.report.results import Sweep
 from hess_plugin.report.tables import ablation, all_settings, full_results, runtime
 from hess_plugin.sweep.methods import Level
@@ -34,7 +36,8 @@ def write_sweep(root: Path, protocol: str = "scene", scenes: int = 14, **changes
         "base": {"backend": "auto"}, "device": "cpu", "precision": "float32", "versions": {"torch": "2"},
         "scenes": dict.fromkeys(names),
         "settings": [
-            {"level": None if level is None else vars(level)} for level in (None, *PAIRS, *RATIO)
+            {"level": None, "key": "dense"},
+            *({"level": vars(level), "key": f"hess @ {level.name}"} for level in (*PAIRS, *RATIO)),
         ],
     }  # fmt: skip
     folder = SweepFolder(root)
@@ -119,7 +122,12 @@ def test_ablation_is_table_1(sweep: Sweep) -> None:
 def test_runtime_is_table_2(sweep: Sweep) -> None:
     rows = rows_of(runtime(sweep) or "")
     assert rows[2] == ["dense", "-", "-", "0.00", "2.000 (2.000 to 2.000)"]
-    assert [row[0] for row in rows[3:]] == ["uniform (SparseVGGT)", "HeSS"] * 2
+    assert [row[:3] for row in rows[3:]] == [
+        ["uniform (SparseVGGT)", "0.5", "0.9"],
+        ["HeSS", "0.5", "0.9"],
+        ["uniform (SparseVGGT)", "0.8", "0.4"],
+        ["HeSS", "0.8", "0.4"],
+    ]
 
 
 def test_all_settings_say_better_and_worse(sweep: Sweep) -> None:
@@ -150,6 +158,7 @@ def test_unequal_densities_failures_and_nan_are_told(tmp_path: Path) -> None:
     key = "reverse @ 0.8/0.4"
     records[key] = SettingRecord({}, {}, 0.5, 0.24, 12, 1.0, METRICS | {"ate": math.nan})
     records["hess @ 0.8/0.4"] = SettingRecord({}, failure="cameras in one place")
+    del records["hess @ density 0.5"]
     folder.write("apple/0", records)
     assert main(["report", str(root), "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out/report.md").read_text()
@@ -159,6 +168,7 @@ def test_unequal_densities_failures_and_nan_are_told(tmp_path: Path) -> None:
         "1 measurements failed and are left out, such as apple/0, hess @ 0.8/0.4: cameras in one place"
         in text
     )
+    assert "1 measurements are missing: the sweep was stopped" in text
     read = Sweep.read(root)
     assert [read.cell(name, PAIRS[1], read.metrics[1]).num_scenes for name in ("reverse", "hess")] == [13, 13]
 
@@ -168,20 +178,29 @@ class TestCommand:
         other = write_sweep(tmp_path / "mvs", scenes=3)
         (tmp_path / "out").mkdir()
         (tmp_path / "out/README.md").write_text("by hand")
-        for _ in range(2):  # again: replaced, to the same bytes
-            assert main(["report", str(folder), str(other), "--out", str(tmp_path / "out")]) == 0
-            text = (tmp_path / "out/report.md").read_text()
-            pictures = sorted((tmp_path / "out/figures").glob("*.png"))
-            content = [path.read_bytes() for path in pictures]
-        assert [path.read_bytes() for path in pictures] == content
+        assert main(["report", str(folder), str(other), "--out", str(tmp_path / "out")]) == 0
+        text = (tmp_path / "out/report.md").read_text()
+        pictures = sorted((tmp_path / "out/figures").glob("*.png"))
         assert (tmp_path / "out/README.md").read_text() == "by hand"
         assert re.findall("^## (.*)$", text, re.M) == ["toy", "mvs"]
         assert "hess sweep --preset paper" in text
         linked = re.findall(r"\]\((figures/.*?)\)", text)
         assert {f"figures/{path.name}" for path in pictures} == set(linked)
-        for name in ("toy_pairs", "toy_density", "toy_reverse", "toy_heatmap", "toy_stability", "mvs_pairs"):
+        for name in (
+            "toy_pairs",
+            "toy_pairs_paired",
+            "toy_density",
+            "toy_heatmap",
+            "toy_stability",
+            "mvs_pairs",
+        ):
             assert f"figures/{name}.png" in linked
             assert (tmp_path / f"out/figures/{name}.svg").read_text().startswith("<?xml")
+        assert not any("capping" in name or "lambda" in name for name in linked)  # not measured
+        measured = read_measurements(tmp_path / "out/toy_measurements.json")
+        assert {each.method for each in measured} == {"dense", "uniform", "hess"}
+        card = card_files(make_scores(), "you/scores", measurements=measured)["README.md"].decode()
+        assert "auc_30 at density 0.241" in card
         with Image.open(tmp_path / "out/figures/toy_pairs.png") as image:
             assert image.width > 800
             assert len(image.convert("RGB").getcolors(1 << 24)) > 50
