@@ -80,7 +80,7 @@ def _demo(options: argparse.Namespace) -> None:
     chosen = given(options, "images", "out", "density", "views", "model", "hess", "device")
     settings = DemoSettings(**chosen)
     print(format_summary(run_demo(settings)))
-    print(f"\nPictures, point clouds, cameras and numbers: {settings.out}/ (first contact_sheet.png)")
+    print(f"\nPictures, point clouds, cameras and numbers: {settings.out}/ (open index.html in a browser)")
 
 
 def _add_calibrate(commands: argparse._SubParsersAction) -> None:
@@ -143,7 +143,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
-    about = "write the tables and figures of sweeps"
+    about = "show sweeps and predictions: tables, figures, a page with 3D views"
     report = commands.add_parser("report", help=about, description=about.capitalize() + ".")
     add_report_options(report)
     report.set_defaults(run=_report)
@@ -154,7 +154,7 @@ def _report(options: argparse.Namespace) -> None:
 
     run = read_report_options(options)
     run_report(run)
-    print(f"Report: {run.out}/report.md, figures as PNG and SVG in {run.out}/figures/")
+    print(f"Report: {run.out}/ (open index.html in a browser)")
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:

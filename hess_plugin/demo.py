@@ -16,9 +16,9 @@ from tqdm import tqdm
 from .config import HeSSConfig
 from .datasets import Scene, load_scene, synthetic_scene
 from .datasets.folder import find_photos
-from .demo_results import SceneResult, summarise, write_scene, write_sheet, write_summary
+from .demo_results import PAGE_FILE, demo_page, summarise, write_sheet, write_summary
 from .errors import InputError, input_errors
-from .evaluation.compare import Reference, compare
+from .evaluation.compare import Reference
 from .evaluation.predict import Prediction, predict
 from .files import staged_folder
 from .loading import check_folder, memory_errors
@@ -26,6 +26,9 @@ from .loading import load_model as load_checkpoint
 from .models import VggtConfig, VggtImageProcessor, VggtModel
 from .patch import apply_hess
 from .scores import HeadScores
+from .viewer.clouds import write_scene
+from .viewer.page import pack_scenes, write_page
+from .viewer.results import SceneResult
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED_MODEL = ASSETS / "tiny_vggt"
@@ -68,7 +71,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     Raises:
         InputError: something given cannot be used, or memory runs out. Earlier results are left as they were.
     """
-    for module in ("matplotlib", "trimesh"):
+    for module in ("matplotlib", "scipy", "trimesh"):
         if find_spec(module) is None:  # said now, not when the results are to be drawn
             raise InputError(f'the demo needs {module}; pip install "hess-plugin[demo]".')
     with (
@@ -92,6 +95,8 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
             for result in tqdm(results, desc="Writing", unit="scene", disable=None, leave=False):
                 write_scene(folder / result.scene.name, result)
             write_sheet(folder / "contact_sheet.png", results, scores, settings.density, summary["notes"])
+            packed = list(pack_scenes(results, sum(len(result.shown) for result in results)))
+            write_page(folder / PAGE_FILE, demo_page(scores, settings.density, summary), packed)
             write_summary(folder, summary)
     return summary
 
@@ -161,8 +166,7 @@ def reconstruct(
                 reference = Reference.from_scene(scene)
             else:
                 reference = Reference.from_prediction(predictions["dense"])
-            metrics = {method: compare(each, reference) for method, each in predictions.items()}
-            results.append(SceneResult(scene, reference, predictions, metrics))
+            results.append(SceneResult.of(scene, reference, predictions))
     return results
 
 

@@ -5,67 +5,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from .datasets.scene import Scene
-from .evaluation.compare import Reference, align
-from .evaluation.predict import Prediction
 from .files import MANIFEST, written_files
-from .plots import (
-    PointCloud,
-    SheetBlock,
-    SheetColumn,
-    clean_mask,
-    colored_cloud,
-    contact_sheet,
-    frustums,
-    overview,
-)
+from .plots import SheetBlock, SheetColumn, contact_sheet, overview
 from .plots.contact_sheet import CLOUD_ASPECT
 from .plots.figure import save
-from .plots.point_cloud import move_cameras, write_cloud, write_frustums
 from .scores import HeadScores
 from .tables import format_table
-
-NAMES = {"dense": "Dense", "uniform": "Uniform", "hess": "HeSS"}
-FRUSTUM_LENGTH = 0.08  # in the reference's unit
-DISTANCE_NOTE = (
-    "ATE and point error are after alignment; 1 is the mean distance of the points from the first camera."
+from .viewer.page import Page, score_shares
+from .viewer.results import (
+    DENSE_COLUMNS,
+    DISTANCE_NOTE,
+    GROUND_TRUTH_COLUMNS,
+    NAMES,
+    RUN_COLUMNS,
+    SceneResult,
+    place,
 )
+
+PAGE_FILE = "index.html"
 MAX_DENSITY_GAP = 0.005  # uniform and HeSS are comparable below this
-# Table columns: key of the metrics (see `compare`), heading, number format.
-GROUND_TRUTH_COLUMNS = (
-    ("auc_30", "AUC@30", ".3f"),
-    ("ate", "ATE", ".4f"),
-    ("point_error", "point error", ".4f"),
-)
-DENSE_COLUMNS = (("pose_error", "pose (deg)", ".2f"), *GROUND_TRUTH_COLUMNS[1:])
-RUN_COLUMNS = (("density", "density", ".4f"), ("seconds", "seconds", ".2f"))
-
-
-@dataclass(frozen=True)
-class SceneResult:
-    """One scene: what each method made of it, and how far that is from the reference."""
-
-    scene: Scene
-    reference: Reference
-    predictions: dict[str, Prediction]  # by method
-    metrics: dict[str, dict[str, float]]  # by method; see `compare`
-
-    @property
-    def kind(self) -> str:
-        """Scenes of one kind share a table."""
-        return "synthetic" if self.scene.name.startswith("synthetic") else self.scene.name
-
-    def row(self, method: str) -> dict[str, float]:
-        """All numbers of one method."""
-        prediction = self.predictions[method]
-        return self.metrics[method] | {"density": prediction.density, "seconds": prediction.seconds}
 
 
 def summarise(results: Sequence[SceneResult]) -> dict[str, Any]:
@@ -127,96 +88,42 @@ def format_summary(summary: dict[str, Any]) -> str:
     return "\n\n".join([*blocks, *(f"Note: {note}" for note in notes)])
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A reconstruction in the frame and unit of its scene's reference."""
-
-    cloud: PointCloud
-    extrinsics: Tensor  # [V, 3, 4]
-    intrinsics: Tensor  # [V, 3, 3]
-    pyramids: Tensor  # [V, 5, 3]
-    depth: Tensor  # [V, height, width], NaN where unknown
-
-
-def _place(result: SceneResult, method: str) -> _Placed:
-    """A method's reconstruction, or with method "ground_truth" the reference itself, ready to be shown."""
-    images, reference = result.scene.images, result.reference
-    if method == "ground_truth":
-        depth, extrinsics, intrinsics = reference.depth, reference.extrinsics, reference.intrinsics
-        depth = torch.where(reference.mask, depth, torch.nan)
-        cloud = colored_cloud(images, reference.points, reference.mask)
-    else:
-        prediction = result.predictions[method]
-        similarity = align(prediction, reference)
-        keep = clean_mask(prediction.depth, prediction.confidence)
-        cloud = colored_cloud(images, similarity.apply(prediction.points), keep)
-        extrinsics, intrinsics = move_cameras(prediction.extrinsics, similarity), prediction.intrinsics
-        depth = prediction.depth * similarity.scale.float()
-    size = (images.shape[-2], images.shape[-1])
-    pyramids = frustums(extrinsics, intrinsics, size, FRUSTUM_LENGTH * reference.unit)
-    return _Placed(cloud, extrinsics, intrinsics, pyramids, depth)
-
-
-def _shown(result: SceneResult) -> list[str]:
-    """Methods to show, after ground truth where there is any."""
-    return [*(["ground_truth"] if result.reference.is_ground_truth else []), *result.predictions]
-
-
-def write_scene(folder: Path, result: SceneResult) -> None:
-    """Write points_METHOD.ply, cameras_METHOD.ply (pyramids) and cameras_METHOD.json for every method.
-
-    All of them lie in one frame, that of ground truth or of the dense reconstruction: opened together in a 3D
-    viewer, they can be compared.
-    """
-    folder.mkdir(parents=True)
-    for method in _shown(result):
-        placed = _place(result, method)
-        write_cloud(folder / f"points_{method}.ply", placed.cloud)
-        write_frustums(folder / f"cameras_{method}.ply", placed.pyramids)
-        write_cameras(folder / f"cameras_{method}.json", placed, result.scene)
-
-
-def write_cameras(path: Path, placed: _Placed, scene: Scene) -> None:
-    """Write the cameras as JSON: `world_to_camera` [3, 4] and `K` [3, 3] of every view."""
-    height, width = scene.images.shape[-2:]
-    pairs = zip(placed.extrinsics.tolist(), placed.intrinsics.tolist(), strict=True)
-    cameras = {
-        "convention": "opencv: x_camera = world_to_camera [x_world, 1]; K for pixel centres at integers, "
-        "of a prediction fitted to its points with the principal point in the middle",
-        "width": width,
-        "height": height,
-        "views": [{"world_to_camera": extrinsics, "K": intrinsics} for extrinsics, intrinsics in pairs],
-    }
-    path.write_text(json.dumps(cameras, indent=1) + "\n")
-
-
 def write_sheet(
     path: Path, results: Sequence[SceneResult], scores: HeadScores, density: float, notes: Sequence[str]
 ) -> None:
     """Draw the first scene of each kind, the scores, and what a reader must know, as one PNG."""
     firsts = {result.kind: result for result in reversed(results)}
     blocks = [_block(result) for result in reversed(firsts.values())]
-    info = scores.info
-    title = f"Dense, uniform and HeSS attention at density {density:g}"
-    subtitle = (
-        f"Scores of {info.num_layers} x {info.num_heads} heads, calibrated on {len(info.scene_ids)} scenes "
-        f"of {info.dataset}. Density is the measured share of attended blocks in global attention."
-    )
+    title, subtitle = _headings(scores, density)
     caption = (
         "Point clouds after alignment to the reference, seen from behind and above the first camera; cameras "
         "in red. The least confident 20 % of the points and those at depth edges are left out.\n"
         "Depth maps: bright is near, one range of colours per scene, grey is unknown."
     )
     caption = "\n".join([caption, *notes])
-    shares = {"camera": scores.weights(camera_weight=1.0), "points": scores.weights(camera_weight=0.0)}
-    save(contact_sheet(title, subtitle, caption, blocks, shares), path)
+    save(contact_sheet(title, subtitle, caption, blocks, score_shares(scores)), path)
+
+
+def demo_page(scores: HeadScores, density: float, summary: dict[str, Any]) -> Page:
+    """What stands on the demo's page beside its scenes."""
+    told = {"Settings": summary["settings"], "Versions": summary["versions"]}
+    return Page(*_headings(scores, density), summary["notes"], score_shares(scores), told)
+
+
+def _headings(scores: HeadScores, density: float) -> tuple[str, str]:
+    """Title and the line below it."""
+    info = scores.info
+    return f"Dense, uniform and HeSS attention at density {density:g}", (
+        f"Scores of {info.num_layers} x {info.num_heads} heads, calibrated on {len(info.scene_ids)} scenes "
+        f"of {info.dataset}. Density is the measured share of attended blocks in global attention."
+    )
 
 
 def _block(result: SceneResult) -> SheetBlock:
     """One scene of the sheet."""
     reference, columns = result.reference, []
-    for method in _shown(result):
-        placed = _place(result, method)
+    for method in result.shown:
+        placed = place(result, method)
         title, subtitle = "Ground truth", ""
         if method in result.predictions:
             row = result.row(method)

@@ -64,7 +64,7 @@ class TestDemo:
             device="cpu",
         )
         assert given == [expected]
-        assert "o/ (first contact_sheet.png)" in capsys.readouterr().out
+        assert "o/ (open index.html in a browser)" in capsys.readouterr().out
 
     def test_bad_value(self, given: list[demo.DemoSettings], capsys: pytest.CaptureFixture) -> None:
         assert cli.main(["demo", "--density", "2"]) == 2

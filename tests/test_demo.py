@@ -124,9 +124,11 @@ class TestOwnPhotos:
             assert len(trimesh.load(scene / f"cameras_{method}.ply").faces) == VIEWS * 6
             cameras = json.loads((scene / f"cameras_{method}.json").read_text())
             assert len(cameras["views"]) == VIEWS
+            assert len(trimesh.load(scene / f"scene_{method}.glb").geometry) == 2
         assert not list(scene.glob("*ground_truth*"))
         with Image.open(settings.out / "contact_sheet.png") as sheet:
             assert sheet.width == 1600
+        assert '"method": "hess"' in (settings.out / "index.html").read_text()  # see tests/viewer
 
     def test_table_has_no_accuracy(self, photos_run: tuple[dict, DemoSettings]) -> None:
         text = format_summary(photos_run[0])
@@ -297,7 +299,7 @@ class TestBadInput:
         monkeypatch.setattr(demo, "predict", _raises(error))
         self.fails(settings, r"too little memory on cpu for 6 views .*--views.*--device")
 
-    @pytest.mark.parametrize("module", ["matplotlib", "trimesh"])
+    @pytest.mark.parametrize("module", ["matplotlib", "scipy", "trimesh"])
     def test_missing_extra(
         self, settings: DemoSettings, monkeypatch: pytest.MonkeyPatch, module: str
     ) -> None:

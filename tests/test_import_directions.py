@@ -53,12 +53,14 @@ MAY_IMPORT = {
     "baselines": "attention backbones config gates patch",
     "sweep": "backbones baselines config datasets errors evaluation files gates loading options patch "
     "processes progress scores sidecar",
-    "report": "calibration errors evaluation files plots scores sweep",
+    "viewer": "datasets errors evaluation files geometry plots scores",
+    "report": "calibration errors evaluation files plots scores sweep viewer",
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
-    "demo_results": "config datasets errors evaluation files geometry plots scores tables",
+    "demo_results": "files plots scores tables viewer",
     "benchmark": "attention config errors files loading models patch plots scores sparsity",
-    "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables",
+    "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables "
+    "viewer",
     "cli": "benchmark calibration config datasets demo demo_results errors evaluation files hub models "
     "options patch plots publish report scores sidecar sweep tables",
     "__main__": "cli",

@@ -19,7 +19,7 @@ from ..patch import apply_hess
 from ..processes import from_main, shared_bar
 from ..scores import HeadScores
 from .predict import predict
-from .predictions import FORMAT, PredictionFolder, SavedPrediction
+from .predictions import FORMAT, SCORES, PredictionFolder, SavedPrediction
 from .setup import (
     ModelRun,
     describe_machine,
@@ -63,7 +63,10 @@ def _predict_share(run: PredictionRun, state: PartialState, device: str) -> None
         num_views = run.protocol.num_views
         dataset, views = run.choose_views(model, [scores] if scores else [], None, num_views)
         described = _describe(run, model, scores, dataset, device) | {"views": views}
-        return described, folder.begin(described)
+        missing = folder.begin(described)
+        if scores is not None:
+            scores.save(run.out / SCORES)
+        return described, missing
 
     # One listing for all, as each process would else see fresh files of the others.
     begun = from_main(state, begin)

@@ -81,7 +81,7 @@ def _kept(folder: PredictionFolder, described: dict[str, Any], skip_failed: bool
     failures = {
         scene_id: failure
         for scene_id in described["views"]
-        if (failure := folder.read(scene_id).failure) is not None
+        if (failure := folder.read(scene_id, with_tensors=False).failure) is not None
     }
     kept = [scene_id for scene_id in described["views"] if scene_id not in failures]
     if not kept or (failures and not skip_failed):

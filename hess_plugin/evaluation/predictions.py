@@ -2,10 +2,12 @@
 
     run.json                     the full configuration
     scenes/<scene id>.safetensors
+    scores/                      the sidecar of the run's scores, if it has any
 
 Tensors of a scene: `extrinsics`, `intrinsics`, `points`, `depth`, `confidence` as in `Prediction`, and
 `truth.extrinsics`, `truth.intrinsics`, `truth.depth` as in `Scene`, as far as they are known. Where only
-cameras are kept, all but the extrinsics and intrinsics are left out. Metrics read nothing else.
+cameras are kept, all but the extrinsics and intrinsics are left out. Metrics read nothing else; pictures also
+read `images` [V, 3, height, width] uint8, the photos as the model saw them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -27,7 +30,7 @@ from .compare import Reference
 from .predict import Prediction
 from .run_file import RunFile
 
-RUN_FILE, SCENES, METRICS_FILE = "run.json", "scenes", "metrics.json"
+RUN_FILE, SCENES, SCORES, METRICS_FILE = "run.json", "scenes", "scores", "metrics.json"
 FORMAT = 1
 _RECORD = "record"
 _TENSORS = ("extrinsics", "intrinsics", "points", "depth", "confidence")
@@ -54,6 +57,8 @@ class SavedPrediction:
         for name in _CAMERAS if cameras_only else (*_CAMERAS, "depth"):
             if (known := getattr(scene, name)) is not None:
                 tensors[f"truth.{name}"] = known
+        if not cameras_only:
+            tensors["images"] = (scene.images.clamp(0, 1) * 255).round().to(torch.uint8)
         p = prediction
         return cls(scene.name, scene.view_ids, p.seconds, p.density, p.peak_memory, tensors=tensors)
 
@@ -80,6 +85,11 @@ class SavedPrediction:
             density=self.density,
             peak_memory=self.peak_memory,
         )
+
+    @property
+    def scene(self) -> Scene:
+        """The photos under the scene's name; InputError if only cameras were kept."""
+        return Scene(self.scene_id, self.tensor("images").float() / 255, view_ids=self.view_ids)
 
     @property
     def reference(self) -> Reference:
@@ -124,8 +134,8 @@ class PredictionFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, safetensors.torch.save(tensors, {_RECORD: json.dumps(described)}))
 
-    def read(self, scene_id: str) -> SavedPrediction:
-        """The prediction of a scene.
+    def read(self, scene_id: str, with_tensors: bool = True) -> SavedPrediction:
+        """The prediction of a scene, or only what is said about it.
 
         Raises:
             InputError: there is none, or the file is damaged.
@@ -137,7 +147,8 @@ class PredictionFolder:
         with input_errors(OSError, SafetensorError, ValueError, KeyError, TypeError, prefix=prefix):
             with safe_open(path, framework="pt") as file:
                 described = json.loads(file.metadata()[_RECORD])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = file.keys() if with_tensors else ()
+                tensors = {name: file.get_tensor(name) for name in names}
             described |= {"view_ids": tuple(described["view_ids"]), "tensors": tensors}
             return SavedPrediction(**described)
 

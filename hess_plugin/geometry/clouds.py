@@ -58,14 +58,10 @@ def thin(points: Tensor, spacing: float, seed: int) -> Tensor:
     Raises:
         ImportError: SciPy is missing; names the extra to install.
     """
-    try:
-        from scipy.spatial import cKDTree
-    except ImportError as error:
-        raise ImportError('thinning clouds needs SciPy; pip install "hess-plugin[calibration]".') from error
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed)).to(points.device)
     points = points[order]
     array = points.double().cpu().numpy()
-    tree = cKDTree(array)
+    tree = _tree(array)
     kept = np.ones(len(array), dtype=bool)
     for start in range(0, len(array), _AT_ONCE):
         near = tree.query_ball_point(array[start : start + _AT_ONCE], spacing)
@@ -74,6 +70,27 @@ def thin(points: Tensor, spacing: float, seed: int) -> Tensor:
                 kept[neighbors] = False
                 kept[index] = True
     return points[torch.from_numpy(kept).to(points.device)]
+
+
+def distances(points: Tensor, reference: Tensor) -> Tensor:
+    """Distance [N] of each point [N, 3] to the nearest of the reference [M, 3], M >= 1, in the points' dtype.
+
+    By SciPy's tree, for pictures that should come at once: 60k among 450k points took 0.8 s of a CPU, where
+    `nearest_neighbors`, which needs nothing but PyTorch, took 5.5 s for 20k of them.
+
+    Raises:
+        ImportError: SciPy is missing; names the extra to install.
+    """
+    found, _ = _tree(reference.cpu().double().numpy()).query(points.cpu().double().numpy())
+    return torch.from_numpy(found).to(points)
+
+
+def _tree(points: np.ndarray) -> Any:
+    try:
+        from scipy.spatial import cKDTree
+    except ImportError as error:
+        raise ImportError('point clouds need SciPy; pip install "hess-plugin[report]".') from error
+    return cKDTree(points)
 
 
 def _cloud(points: Tensor) -> Any:

@@ -112,7 +112,7 @@ def _draw_block(canvas: _Canvas, block: SheetBlock, top: float) -> None:
     """Heading, then one column for the photos and one per method."""
     width = _column_width(block)
     views = torch.linspace(0, len(block.photos) - 1, min(NUM_DEPTH_MAPS, len(block.photos))).round().long()
-    low, high = _depth_range(block.columns[0].depth)
+    low, high = depth_range(block.columns[0].depth)
     canvas.text(MARGIN, top, block.title, 14, bold=True)
     top += 34
     _draw_head(canvas, MARGIN, top, "Photos", "all views; below, those of the depth maps")
@@ -170,8 +170,8 @@ def _draw_scores(canvas: _Canvas, scores: dict[str, Tensor], top: float) -> None
     draw_score_panels(panels, bar, scores)
 
 
-def _depth_range(depth: Tensor) -> tuple[float, float]:
-    """The 2 and 98 % quantiles of the known depths."""
+def depth_range(depth: Tensor) -> tuple[float, float]:
+    """What depth maps of a scene are coloured over: the 2 and 98 % quantiles of the known depths."""
     known = depth[torch.isfinite(depth)].flatten().float().sort().values
     if not len(known):
         return 0.0, 1.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,24 +98,43 @@ def frustums(
 
 def write_cloud(path: str | Path, cloud: PointCloud) -> Path:
     """Write a binary PLY of coloured points."""
-    colors = (cloud.colors.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    _trimesh().PointCloud(cloud.points.cpu().numpy(), colors=colors).export(path)
+    _mesh_of_points(cloud).export(path)
     return Path(path)
 
 
 def write_frustums(path: str | Path, pyramids: Tensor) -> Path:
     """Write viewing pyramids [V, 5, 3] as one coloured PLY mesh, to be opened together with the cloud."""
+    _mesh_of_pyramids(pyramids).export(path)
+    return Path(path)
+
+
+def write_glb(path: str | Path, cloud: PointCloud, pyramids: Tensor) -> Path:
+    """Write points and viewing pyramids [V, 5, 3] as one GLB.
+
+    glTF has +y up and looks along -z: the world is turned by half a turn about x to stand upright.
+    """
+    parts = [_mesh_of_points(cloud), _mesh_of_pyramids(pyramids)]
+    for part in parts:
+        part.apply_transform(torch.tensor([1.0, -1.0, -1.0, 1.0]).diag().numpy())
+    _trimesh().Scene(dict(zip(("points", "cameras"), parts, strict=True))).export(path, file_type="glb")
+    return Path(path)
+
+
+def _mesh_of_points(cloud: PointCloud) -> Any:
+    colors = (cloud.colors.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return _trimesh().PointCloud(cloud.points.cpu().numpy(), colors=colors)
+
+
+def _mesh_of_pyramids(pyramids: Tensor) -> Any:
     faces = torch.tensor(PYRAMID_FACES) + 5 * torch.arange(len(pyramids))[:, None, None]
     vertices = pyramids.flatten(0, 1).cpu().numpy()
     colors = [(*CAMERA_COLOR, 255)] * len(vertices)
-    mesh = _trimesh().Trimesh(vertices, faces.flatten(0, 1).numpy(), vertex_colors=colors, process=False)
-    mesh.export(path)
-    return Path(path)
+    return _trimesh().Trimesh(vertices, faces.flatten(0, 1).numpy(), vertex_colors=colors, process=False)
 
 
 def _trimesh() -> ModuleType:
     try:
         import trimesh
     except ImportError as error:
-        raise ImportError('writing PLY files needs trimesh; pip install "hess-plugin[demo]".') from error
+        raise ImportError('PLY and GLB files need trimesh; pip install "hess-plugin[demo]".') from error
     return trimesh

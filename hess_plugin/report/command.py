@@ -1,4 +1,4 @@
-"""The command `hess report`: sweeps in, Markdown tables and figures out."""
+"""The command `hess report`: sweeps and predictions in; Markdown tables, figures, a page and clouds out."""
 
 from __future__ import annotations
 
@@ -12,48 +12,63 @@ from tqdm import tqdm
 
 from ..errors import InputError, input_errors
 from ..evaluation.measurements import Measurement, write_measurements
+from ..evaluation.predictions import RUN_FILE
 from ..files import write_atomic
 from ..plots.figure import png, svg
 from ..sweep.methods import BASELINE, Level
 from .figures import COMPARISONS, comparison_figure, heatmap_figure, stability_figure
+from .page import write_report_page
 from .results import Sweep
+from .scenes import Predictions
 from .tables import ablation, all_settings, full_results, runtime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REPORT_FILE, FIGURES = "report.md", "figures"
+REPORT_FILE, PAGE_FILE, FIGURES, CLOUDS = "report.md", "index.html", "figures", "clouds"
 MEASUREMENTS_FILE = "measurements.json"  # for `hess push --evaluation`, behind the name of the sweep
 
 
 @dataclass(frozen=True)
 class ReportRun:
-    """Which sweeps are reported, and where to."""
+    """Which sweeps and predictions are reported, and where to."""
 
     folders: tuple[Path, ...]
     out: Path
+    scenes: tuple[str, ...] = ()  # on the page; none: some, evenly spaced
     command: str = "hess report"
 
 
 def run_report(run: ReportRun) -> None:
-    """Write `report.md`, `figures/` and measurements for cards; files of these names are replaced.
+    """Write `index.html`; of sweeps `report.md`, `figures/` and measurements; of predictions `clouds/`.
+
+    Measurements are for cards. Files of these names are replaced, others stay.
 
     Raises:
-        InputError: a folder holds no sweep, two have one name, the result cannot be written, or matplotlib is
-            missing.
+        InputError: a folder holds neither sweep nor predictions, two sweeps have one name, predictions do not
+            fit together, the result cannot be written, or an optional package is missing.
     """
-    sweeps = [Sweep.read(folder) for folder in run.folders]
+    predicted = [folder for folder in run.folders if (folder / RUN_FILE).is_file()]
+    sweeps = [Sweep.read(folder) for folder in run.folders if folder not in predicted]
     twice = [name for name, count in Counter(sweep.name for sweep in sweeps).items() if count > 1]
     if twice:
         raise InputError(f"two sweeps are named {twice[0]!r}, which names their figures; rename a folder.")
-    with input_errors(ImportError), input_errors(OSError, prefix=f"cannot write to {run.out}: "):
-        (run.out / FIGURES).mkdir(parents=True, exist_ok=True)
-        parts = ["# Results of sweeps\n\nWritten by `" + run.command + "`; each number is printed by it."]
-        for sweep in tqdm(sweeps, desc="reporting", unit="sweep", disable=None):
-            pictures = list(_write_figures(sweep, run.out))
-            parts.append(_section(sweep, pictures))
-            write_measurements(run.out / f"{sweep.name}_{MEASUREMENTS_FILE}", measurements_of(sweep))
-        write_atomic(run.out / REPORT_FILE, ("\n\n".join(parts) + "\n").encode())
+    predictions = Predictions.read(predicted, run.scenes) if predicted else None
+    with input_errors(OSError, ImportError, prefix=f"cannot write to {run.out}: "):
+        run.out.mkdir(parents=True, exist_ok=True)
+        sections = [_write_section(sweep, run.out) for sweep in tqdm(sweeps, desc="reporting", disable=None)]
+        if sections:
+            head = "# Results of sweeps\n\nWritten by `" + run.command + "`; each number is printed by it."
+            write_atomic(run.out / REPORT_FILE, ("\n\n".join([head, *sections]) + "\n").encode())
+        scores = [sweep.scores for sweep in sweeps]
+        page = run.out / PAGE_FILE
+        write_report_page(page, run.out / CLOUDS, predictions, sections, scores, run.command)
+
+
+def _write_section(sweep: Sweep, out: Path) -> str:
+    (out / FIGURES).mkdir(exist_ok=True)
+    write_measurements(out / f"{sweep.name}_{MEASUREMENTS_FILE}", measurements_of(sweep))
+    return _section(sweep, list(_write_figures(sweep, out)))
 
 
 def measurements_of(sweep: Sweep) -> Iterator[Measurement]:

@@ -13,14 +13,27 @@ if TYPE_CHECKING:
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
-    """Which sweeps, and where to."""
+    """Which sweeps and predictions, and where to."""
     add = parser.add_argument
-    add("folders", type=Path, nargs="+", metavar="FOLDER", help="of `hess sweep`; a section for each")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="for report.md and figures/")
+    about = "of `hess sweep` (a section each) or `hess predict` (a method each)"
+    add("folders", type=Path, nargs="+", metavar="FOLDER", help=about)
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="for index.html, report.md, figures/, clouds/",
+    )
+    add(
+        "--scenes",
+        nargs="+",
+        metavar="ID",
+        help="of the predictions, to be shown (default: 6, evenly spaced)",
+    )
 
 
 def read_report_options(options: argparse.Namespace) -> ReportRun:
     """The report that the options ask for."""
     from .command import ReportRun
 
-    return ReportRun(tuple(options.folders), options.out, command_line())
+    return ReportRun(tuple(options.folders), options.out, tuple(options.scenes or ()), command_line())
