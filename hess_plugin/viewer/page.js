@@ -34,7 +34,10 @@ function writeHash() {
 function showScene() {
   find("scene").value = state.scene;
   sorted = scene().columns.map((column) => new Uint16Array(bytesOf(column.errors).buffer).sort());
-  const ranked = (index, share) => sorted[index][Math.floor(share * (sorted[index].length - 1))] / 65535;
+  const ranked = (index, share) => { // among the points that are judged: all others have error 0 and come first
+    const { drawn, judged } = scene().columns[index];
+    return sorted[index][drawn - judged + Math.floor(share * (judged - 1))] / 65535;
+  };
   const judged = scene().columns.map((_, index) => index).filter((i) => !scene().columns[i].isReference && scene().columns[i].judged);
   limit = Math.min(1, Math.max(0.01, ...judged.map((index) => ranked(index, 0.995))));
   viewer.load(scene());
