@@ -33,13 +33,17 @@ class TestChunks:
         assert relative_error(gradients[1], gradients[0]) < 1e-10
 
 
+# Loaded weights lie elsewhere in memory, which matrix products of some CPUs show in the last bit.
+ROUNDING = 1e-6
+
+
 class TestLoading:
     def test_round_trip(self, tiny_vggt, vggt_images, tmp_path):
         tiny_vggt.save_pretrained(tmp_path)
         for loader in (VggtModel, AutoModel):
             loaded = loader.from_pretrained(tmp_path)
             assert type(loaded) is VggtModel
-            assert_same(loaded(vggt_images), tiny_vggt(vggt_images), tolerance=0)
+            assert_same(loaded(vggt_images), tiny_vggt(vggt_images), tolerance=ROUNDING)
 
     def test_original_repository(self, tiny_vggt, vggt_images, tmp_path):
         """Weights beside a config.json without `model_type`, as the original's loader writes it."""
@@ -52,7 +56,7 @@ class TestLoading:
         loaded, info = VggtModel.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
-        assert_same(loaded(vggt_images), tiny_vggt(vggt_images), tolerance=0)
+        assert_same(loaded(vggt_images), tiny_vggt(vggt_images), tolerance=ROUNDING)
 
     def test_constants_that_no_checkpoint_holds(self, tiny_vggt, tmp_path):
         """Buffers outside the state dict come back from the loader as uninitialised memory unless filled."""
@@ -66,7 +70,7 @@ class TestLoading:
         tiny_vggt.save_pretrained(tmp_path)
         places = {"aggregator": "cpu", "camera_head": "disk", "point_head": "disk", "depth_head": "cpu"}
         loaded = VggtModel.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "parts")
-        assert_same(loaded(vggt_images), tiny_vggt(vggt_images), tolerance=0)
+        assert_same(loaded(vggt_images), tiny_vggt(vggt_images), tolerance=ROUNDING)
 
     def test_copies(self, tiny_vggt, vggt_images):
         expected = tiny_vggt(vggt_images)
