@@ -21,7 +21,7 @@ from .errors import InputError, input_errors
 from .evaluation.compare import Reference
 from .evaluation.predict import Prediction, predict
 from .files import staged_folder
-from .loading import check_folder, memory_errors
+from .loading import ASSETS, EMBEDDED_MODEL, check_folder, memory_errors
 from .loading import load_model as load_checkpoint
 from .models import VggtConfig, VggtImageProcessor, VggtModel
 from .patch import apply_hess
@@ -30,8 +30,6 @@ from .viewer.clouds import write_scene
 from .viewer.page import pack_scenes, write_page
 from .viewer.results import SceneResult
 
-ASSETS = Path(__file__).parent / "assets"
-EMBEDDED_MODEL = ASSETS / "tiny_vggt"
 EMBEDDED_PHOTOS = ASSETS / "hololens_office"
 # Training draws its scenes from seeds of 2^32 and above, calibration and examination from small ones.
 TEST_SEEDS = (1_000_003, 1_000_000, 1_000_001)

@@ -23,9 +23,8 @@ from .datasets.choice import DatasetChoice
 from .errors import InputError, input_errors
 from .models import Pi3Model, VggtModel
 
-EMBEDDED_MODEL = (
-    Path(__file__).parent / "assets" / "tiny_vggt"
-)  # a checkpoint with scores that is always there
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED_MODEL = ASSETS / "tiny_vggt"  # a checkpoint with scores that is always there
 
 
 def load_model(name: str, device: str, hess: Any = None, model_class: str | type | None = None) -> Any:

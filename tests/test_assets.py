@@ -8,9 +8,10 @@ import torch
 
 from hess_plugin.config import HeSSConfig
 from hess_plugin.datasets import load_scene, synthetic_scene
-from hess_plugin.demo import EMBEDDED_MODEL, EMBEDDED_PHOTOS, TEST_SEEDS
+from hess_plugin.demo import EMBEDDED_PHOTOS, TEST_SEEDS
 from hess_plugin.evaluation.compare import Reference, compare
 from hess_plugin.evaluation.predict import predict
+from hess_plugin.loading import EMBEDDED_MODEL
 from hess_plugin.models import VggtImageProcessor, VggtModel
 
 
