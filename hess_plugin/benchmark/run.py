@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from ..config import Backend, HeSSConfig
 from ..errors import InputError, input_errors
-from ..files import MANIFEST, write_atomic
+from ..files import write_atomic
+from ..kernels.hess_attention import resolve_backend
 from ..models import VggtConfig, VggtModel
 from ..patch import apply_hess
 from .stopwatch import Stopwatch
 from .subject import build_model, fastest_sdpa, log_normal_scores, use_sdpa
 
-PICTURE = "bench.png"
+NUMBERS, PICTURE = "bench.json", "bench.png"
 _WARM_SECONDS = 15.0  # a pass that takes longer is not repeated for the sake of compilation
 
 
@@ -61,7 +62,7 @@ class BenchRecord:
 def run_bench(settings: BenchSettings, config: VggtConfig | None = None) -> list[BenchRecord]:
     """Measure everything; results are written after every measurement.
 
-    Writes `results.json` and, at the end, `bench.png` (needs the extra `demo`) into `settings.out`.
+    Writes `bench.json` and, at the end, `bench.png` (needs the extra `demo`) into `settings.out`.
 
     Args:
         settings: See there.
@@ -69,12 +70,14 @@ def run_bench(settings: BenchSettings, config: VggtConfig | None = None) -> list
             memory depends on them. All but the heads is in bfloat16 on a GPU.
 
     Raises:
-        InputError: a device that cannot be used, a folder that cannot be written.
+        InputError: a device or a backend that cannot be used, images that are not made of whole patches, a
+            folder that cannot be written.
     """
-    device = torch.device(settings.device)
+    config = config or VggtConfig(enable_track=False)
+    device = _check(settings, config)
     with input_errors(OSError, prefix=f"cannot write to {settings.out}: "):
         settings.out.mkdir(parents=True, exist_ok=True)
-    model = build_model(config or VggtConfig(enable_track=False), device)
+    model = build_model(config, device)
     sdpa = fastest_sdpa(device)
     runs = [(views, kind) for views in sorted(settings.views) for kind in ("dense", "sparse")]
     runs = [(views, kind) for views, kind in runs if kind == "sparse" or views <= settings.dense_views]
@@ -89,6 +92,23 @@ def run_bench(settings: BenchSettings, config: VggtConfig | None = None) -> list
     with input_errors(ImportError, OSError, prefix=f"cannot draw {PICTURE}: "):
         save(draw_growth([vars(record) for record in records]), settings.out / PICTURE)
     return records
+
+
+def _check(settings: BenchSettings, config: VggtConfig) -> torch.device:
+    """The device; InputError where the settings cannot work, before anything is made."""
+    patch = config.patch_size
+    if settings.height % patch or settings.width % patch:
+        raise InputError(
+            f"height and width must be multiples of the patch size {patch}, got {settings.height} x "
+            f"{settings.width}; set --height and --width."
+        )
+    sparse, dim = _sparse_config(settings), config.embed_dim // config.num_heads
+    with input_errors(RuntimeError, ValueError):
+        device = torch.device(settings.device)
+        resolve_backend(
+            settings.backend, device, torch.bfloat16, dim, sparse.q_block_size, sparse.kv_block_size
+        )
+    return device
 
 
 def _measure(model: VggtModel, views: int, kind: str, settings: BenchSettings, sdpa: str) -> BenchRecord:
@@ -143,7 +163,7 @@ def _write(settings: BenchSettings, records: list[BenchRecord], sdpa: str) -> No
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()},
         "records": [vars(record) for record in records],
     }
-    write_atomic(settings.out / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomic(settings.out / NUMBERS, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _own_version() -> str:
@@ -160,4 +180,4 @@ def line(record: BenchRecord) -> str:
         return f"{head}  {record.failed}"
     memory = "" if record.peak_bytes is None else f" {record.peak_bytes / 1e9:6.1f} GB"
     parts = "  ".join(f"{name} {seconds:.2f}" for name, seconds in record.parts.items())
-    return f"{head} {record.seconds:8.2f} s{memory}  {parts}"
+    return f"{head} {record.seconds:8.2f} s{memory}  density {record.density:.2f}  {parts}"

@@ -91,9 +91,9 @@ def calibrate(
     log = _describe_events(records, measured, dataset, state)
     _write_log(out, log)  # now, because it is wanted most where scenes failed
     scores = _assemble(model, dataset, config, measured, skip_failed, base_model, base_revision)
-    scores.save(out)
     if config.gates:
         _gates_of(measured, scores.info).save(out)
+    scores.save(out)  # last, for they are the sign that nothing is missing
     if len(scores.info.scene_ids) > 1:
         low, high = bootstrap_interval(scores)
         _write_log(out, log | {"weights_95_percent": {"low": low.tolist(), "high": high.tolist()}})

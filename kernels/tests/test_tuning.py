@@ -33,7 +33,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
 def test_table_of_the_gpu(name: str, gpu, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     gpu(name, (9, 0))
-    monkeypatch.setattr(tuning, "version", lambda package: "3.6.0")
+    monkeypatch.setattr(tuning, "triton_version", lambda: "3.6.0")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tile = choose_tile("forward", CUDA, torch.bfloat16, 64, 128, 64)
@@ -45,7 +45,7 @@ def test_table_of_the_gpu(name: str, gpu, monkeypatch: pytest.MonkeyPatch) -> No
         found = choose_tile("forward", CUDA, dtype, 64, q_block, kv_block)
         assert found == default_tile("forward", (9, 0), dtype, 64, q_block)
     # And for one compiler: another may spill registers.
-    monkeypatch.setattr(tuning, "version", lambda package: "3.60.0")
+    monkeypatch.setattr(tuning, "triton_version", lambda: "3.60.0")
     found = choose_tile("forward", CUDA, torch.bfloat16, 64, 128, 64)
     assert found == default_tile("forward", (9, 0), torch.bfloat16, 64, 128)
 

@@ -14,6 +14,7 @@ from hess_plugin.benchmark import run, subject
 from hess_plugin.benchmark.run import BenchRecord, BenchSettings, line, run_bench
 from hess_plugin.benchmark.stopwatch import PARTS, Stopwatch
 from hess_plugin.cli import main
+from hess_plugin.errors import InputError
 from hess_plugin.models import VggtConfig
 from hess_plugin.patch import apply_hess
 
@@ -37,7 +38,7 @@ def settings(out: Path, **changes: object) -> BenchSettings:
 def test_results_and_picture(config: VggtConfig, tmp_path: Path) -> None:
     records = run_bench(settings(tmp_path / "new" / "bench"), config)
     assert [(r.views, r.attention) for r in records] == [(2, "dense"), (2, "sparse"), (3, "sparse")]
-    written = json.loads((tmp_path / "new" / "bench" / "results.json").read_text())
+    written = json.loads((tmp_path / "new" / "bench" / "bench.json").read_text())
     assert written["records"] == [vars(record) for record in records]
     assert (tmp_path / "new" / "bench" / "bench.png").read_bytes().startswith(b"\x89PNG")
     for record in records:
@@ -88,8 +89,9 @@ def test_the_choice_of_sdpa_takes_float32_too() -> None:
 
 
 def test_a_row_of_numbers() -> None:
-    record = BenchRecord(50, 52050, "sparse", 1.25, {"heads": 0.5}, 8_000_000_000)
-    assert line(record) == "   50 views    52050 tokens sparse     1.25 s    8.0 GB  heads 0.50"
+    record = BenchRecord(50, 52050, "sparse", 1.25, {"heads": 0.5}, 8_000_000_000, density=0.25)
+    row = "   50 views    52050 tokens sparse     1.25 s    8.0 GB  density 0.25  heads 0.50"
+    assert line(record) == row
 
 
 @pytest.mark.parametrize(
@@ -102,3 +104,19 @@ def test_a_row_of_numbers() -> None:
 def test_bad_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"height": 60}, "height and width must be multiples of the patch size 8, got 60 x 64"),
+        ({"device": "foo"}, "foo"),
+        ({"backend": "flex"}, "backend 'flex' is not available on cpu"),
+    ],
+)
+def test_settings_that_cannot_work(
+    config: VggtConfig, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run_bench(settings(tmp_path / "out", **changes), config)
+    assert not (tmp_path / "out").exists()

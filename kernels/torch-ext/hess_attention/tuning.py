@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +57,7 @@ def choose_tile(
     tile = default_tile(kernel, torch.cuda.get_device_capability(device), dtype, dim, q_block_size)
     if dtype != torch.float32 and (q_block_size, kv_block_size) == (128, 64):
         table = gpu_table(torch.cuda.get_device_name(device))
-        if version("triton").startswith(table.get("triton", "none") + "."):
+        if triton_version().startswith(table.get("triton", "none") + "."):
             entry = table["tiles"].get(kernel, {}).get(str(dim))
             tile = tile if entry is None else Tile(**entry)
     # A probability may outgrow a frozen maximum by 2^15 in float16, and by 2^100 in bfloat16.
@@ -93,6 +92,14 @@ def default_tile(
         tma=kernel == "forward" and hopper,
         frozen=kernel == "forward" and hopper and dtype == torch.bfloat16,
     )
+
+
+@functools.cache
+def triton_version() -> str:
+    """Of the module, since the packages that bring it have several names."""
+    import triton
+
+    return triton.__version__
 
 
 @functools.cache
