@@ -137,10 +137,11 @@ def _measure_share(
                 scene = loading.result().to(device)
             except InputError as error:
                 reason = str(error).replace(f"{dataset.root}/", "")
-                folder.write(scene_id, {FAILED: SettingRecord({}, failure=reason)})
+                folder.write(scene_id, records | {FAILED: SettingRecord({}, failure=reason)})
                 bar.update(len(settings))
                 continue
-            records.pop(FAILED, None)
+            if records.pop(FAILED, None) is not None:
+                folder.write(scene_id, records)
             if is_cold:
                 warm_up(bench, scene)
                 is_cold = False
@@ -219,11 +220,12 @@ def _announcement(
 
 
 def _report_failures(folder: SweepFolder, described: dict[str, Any]) -> None:
+    measured = {FAILED, *(setting["key"] for setting in described["settings"])}
     failures = {
         f"{scene_id}, {key}": record.failure
         for scene_id in described["scenes"]
         for key, record in folder.read(scene_id).items()
-        if record.failure is not None
+        if record.failure is not None and key in measured
     }
     if failures:
         first, reason = next(iter(failures.items()))
