@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,39 @@ def test_pruning_without_gates(model: Path, tmp_path: Path, capsys: pytest.Captu
         == 2
     )
     assert "measure it with hess calibrate --gates" in capsys.readouterr().err
+
+
+def test_gates_of_other_scores_are_not_taken(model: Path, tmp_path: Path) -> None:
+    """A model may hold several; only those beside the scores that a sweep uses belong to these."""
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    shutil.copytree(copy / "hess" / "synthetic", copy / "hess" / "other")
+    (copy / "hess" / "other" / GATES_FILE).unlink()
+    HeadScores.load(copy / "hess" / "other").save(copy)
+    one = [*("1" if option == "3" else option for option in SYNTHETIC), "--methods", "michel"]
+    assert sweep(copy, tmp_path / "root", *one).read_run()["gates"] is None
+    assert sweep(copy, tmp_path / "a", *one, "--hess", "other").read_run()["gates"] is None
+    assert sweep(copy, tmp_path / "b", *one, "--hess", "synthetic").read_run()["gates"] is not None
+
+
+def test_scenes_of_the_gates_are_left_out(model: Path, tmp_path: Path) -> None:
+    gates = HeadGates.load(model / "hess" / "synthetic")
+    ids = tuple(f"synthetic-{10_006 + k}" for k in range(6))
+    HeadGates(gates.gradients, replace(gates.info, scene_ids=ids)).save(tmp_path / "gates")
+    one = [*("1" if option == "3" else option for option in SYNTHETIC), "--methods", "michel"]
+    folder = sweep(model, tmp_path / "out", *one, "--gates", str(tmp_path / "gates"))
+    assert list(folder.read_run()["scenes"]) == ["synthetic-10012"]
+
+
+def test_auto_is_resolved_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merging takes a number only, and records say which."""
+    monkeypatch.setattr("hess_plugin.sweep.command.dense_below_tokens", lambda _: 5, raising=False)
+    one = [*("1" if option == "3" else option for option in SYNTHETIC), "--methods", "hess,merging"]
+    folder = sweep(model, tmp_path, *one, "--base", f"{SYNTHETIC[-1]},dense_below_tokens=auto")
+    assert folder.read_run()["base"]["dense_below_tokens"] == 5
+    records = folder.read("synthetic-10006")
+    for key in ("hess @ density 0.5", "merging @ density 0.5"):
+        assert records[key].config["dense_below_tokens"] == 5
 
 
 def test_shuffling_differs_from_scene_to_scene(swept: SweepFolder) -> None:
