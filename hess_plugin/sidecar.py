@@ -45,6 +45,7 @@ class Sidecar(NamedTuple):
 
     scores: HeadScores | None
     config: HeSSConfig
+    folder: Path | None = None  # where the scores lie; None where they were given
 
 
 def resolve(
@@ -79,7 +80,8 @@ def resolve(
     certain = True
     for place, alias in _places(wanted, base, revision, access):
         try:
-            return Sidecar(HeadScores.load(place.find(alias)), config)
+            folder = place.find(alias)
+            return Sidecar(HeadScores.load(folder), config, folder)
         except NotHere as answer:
             tried.append(f"{place}: {answer}")
             certain = answer.certain

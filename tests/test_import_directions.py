@@ -45,14 +45,14 @@ MAY_IMPORT = {
     "auto": "hub",
     "models": "errors geometry hub",
     "loading": "backbones datasets errors models",
-    "evaluation": "backbones config datasets errors files geometry loading options patch processes scores "
-    "scores_io sidecar tables",
+    "evaluation": "backbones config datasets errors files gates geometry loading options patch processes "
+    "scores scores_io sidecar tables",
     # never patch
     "calibration": "backbones config datasets errors files gates geometry loading options processes scores "
     "tables",
     "baselines": "attention backbones config gates patch",
-    "sweep": "backbones baselines config datasets errors evaluation files gates loading options patch "
-    "processes progress scores sidecar",
+    "sweep": "backbones baselines config datasets errors evaluation files gates kernels loading options "
+    "patch processes progress scores sidecar",
     "viewer": "datasets errors evaluation files geometry plots scores",
     "report": "calibration errors evaluation files plots scores sweep viewer",
     "card": "calibration errors evaluation plots scores tables",

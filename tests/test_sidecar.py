@@ -32,14 +32,14 @@ class TestObjects:
         assert resolve(hess, BASE) is None
 
     def test_head_scores(self, scores):
-        assert resolve(scores, BASE) == (scores, HeSSConfig(scores=scores))
+        assert resolve(scores, BASE) == (scores, HeSSConfig(scores=scores), None)
         config = HeSSConfig(scores=scores, sparse_ratio=0.25)
-        assert resolve(config, None) == (scores, config)
+        assert resolve(config, None) == (scores, config, None)
 
     @pytest.mark.parametrize("given", [True, None, False])
     def test_uniform_asks_for_no_scores(self, hub, given):
         config = HeSSConfig(scores=given, allocation="uniform")
-        assert resolve(config, BASE) == (None, config)
+        assert resolve(config, BASE) == (None, config, None)
         assert hub.calls() == []
 
     def test_uniform_with_named_scores_reads_them(self, put):

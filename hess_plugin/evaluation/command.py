@@ -80,7 +80,8 @@ def _predict_share(run: PredictionRun, state: PartialState, device: str) -> None
             folder.write(saved)
             bar.update(folder.count() - bar.n)
     if state.is_main_process:
-        failures = {s: why for s in described["views"] if (why := folder.read(s).failure) is not None}
+        said = (folder.read(scene_id, with_tensors=False) for scene_id in described["views"])
+        failures = {each.scene_id: each.failure for each in said if each.failure is not None}
         if failures:
             reasons = "; ".join(f"{scene_id}: {reason}" for scene_id, reason in failures.items())
             raise InputError(

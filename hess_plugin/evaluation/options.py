@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .protocols import Selection
 
 EPILOG = """\
-Stopped or extended, the same command goes on where it ended. With several processes:
+Stopped, the same command goes on where it ended. With several processes:
 accelerate launch --multi_gpu --num_processes N -m hess_plugin predict OPTIONS."""
 PROTOCOLS = "scene, co3d-vggt, co3d-pi3, dtu-pi3 or dtu-official"
 _SELECTION = ("num_scenes", "num_views", "seed", "min_frames", "fast", "frames")

@@ -21,6 +21,7 @@ from ..datasets import Dataset, PhotoDataset, Scene
 from ..datasets.choice import DatasetChoice
 from ..datasets.co3d_protocols import Views
 from ..errors import InputError
+from ..gates import HeadGates
 from ..loading import (
     EMBEDDED_MODEL,
     commit_of,
@@ -72,15 +73,19 @@ class ModelRun:
         return DatasetChoice(self.dataset, self.root, self.image_width, options)
 
     def choose_views(
-        self, model: nn.Module, scores: Sequence[HeadScores], num_scenes: int | None, num_views: int | None
+        self,
+        model: nn.Module,
+        calibrated: Sequence[HeadScores | HeadGates],
+        num_scenes: int | None,
+        num_views: int | None,
     ) -> tuple[Dataset, Views | dict[str, None]]:
         """The opened dataset, and the scenes with their views; the numbers are for where none are set.
 
-        Scenes that any of the scores were calibrated on are left out.
+        Scenes that any of the scores or gates were calibrated on are left out.
         """
         asked = self.options.get("categories")
         selection = replace(
-            exclude_calibrated(self.selection, self.dataset, scores),
+            exclude_calibrated(self.selection, self.dataset, calibrated),
             num_scenes=self.selection.num_scenes or num_scenes,
             num_views=self.selection.num_views or num_views,
             categories=asked.split(",") if asked else None,
@@ -132,9 +137,11 @@ def load_for(
     return load_model(name, device, model_class=model_class), None if sidecar is None else sidecar.scores
 
 
-def exclude_calibrated(selection: Selection, dataset: str, scores: Sequence[HeadScores]) -> Selection:
-    """The selection without scenes that scores were calibrated on, if they are of the same dataset."""
-    ids = {scene for each in scores if each.info.dataset == dataset for scene in each.info.scene_ids}
+def exclude_calibrated(
+    selection: Selection, dataset: str, calibrated: Sequence[HeadScores | HeadGates]
+) -> Selection:
+    """The selection without scenes of this dataset that scores or gates were calibrated on."""
+    ids = {scene for each in calibrated if each.info.dataset == dataset for scene in each.info.scene_ids}
     return replace(selection, excluded=tuple(sorted(ids)))
 
 

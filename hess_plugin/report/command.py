@@ -150,8 +150,8 @@ def _notes(sweep: Sweep) -> str:
     ]
     if sweep.num_missing:
         notes.append(
-            f"{sweep.num_missing} measurements are missing: the sweep was stopped. Each row is over the "
-            "scenes that have it, so rows may be over different scenes."
+            f"{sweep.num_missing} measurements are missing: the sweep was stopped, or extended on "
+            "other scenes. Each row is over the scenes that have it, so rows may be over different scenes."
         )
     failures = sweep.failures
     if failures:

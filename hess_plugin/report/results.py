@@ -157,7 +157,7 @@ class Sweep:
 
     @property
     def num_missing(self) -> int:
-        """Measurements of the last command that are not there yet: the sweep was stopped."""
+        """Settings that some scenes lack: the sweep was stopped, or extended on other scenes."""
         wanted = [each["key"] for each in self.run["settings"]]
         return sum(key not in of_scene for of_scene in self.records.values() for key in wanted)
 

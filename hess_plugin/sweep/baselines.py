@@ -14,13 +14,14 @@ from ..config import HeSSConfig
 from ..errors import input_errors
 from ..gates import GATES_FILE, HeadGates
 from ..patch import HeSSHandle, check_fit
+from ..sidecar import resolve
 from .presets import Setting
 
 Baseline = HeadPruningConfig | TokenMergingConfig
 
 
 def read_gates(folder: Path | None, hess: str | None, name: str, model: nn.Module) -> HeadGates | None:
-    """The gates of a folder, or else those beside the scores where these lie in a folder; None without any.
+    """The gates of a folder, or else those beside the scores; None without any.
 
     Args:
         folder: of `hess calibrate --gates`.
@@ -32,10 +33,10 @@ def read_gates(folder: Path | None, hess: str | None, name: str, model: nn.Modul
         InputError: the folder has none, or they are damaged or of another model.
     """
     if folder is None:
-        places = [Path(hess or name), *sorted(Path(name).glob(f"hess/{hess or '*'}"))]
-        folder = next((place for place in places if (place / GATES_FILE).is_file()), None)
-    if folder is None:
-        return None
+        sidecar = resolve(True if hess is None else hess, base=name)
+        folder = sidecar and sidecar.folder
+        if folder is None or not (folder / GATES_FILE).is_file():
+            return None
     gates = HeadGates.load(folder)
     with input_errors(ValueError):
         check_fit(model, find_backbone(model), gates.info)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..evaluation.setup import (
     load_views,
 )
 from ..gates import HeadGates
+from ..kernels.hess_attention import dense_below_tokens
 from ..loading import open_scenes
 from ..patch import apply_hess
 from ..processes import from_main
@@ -79,6 +80,7 @@ def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:
     other = None if run.other_hess is None else _other_scores(run)
     model, own = load_for(run.model, run.model_class, run.hess, True, device)
     assert own is not None
+    run = replace(run, base=_resolved(run.base, device))
     gates = read_gates(run.gates, run.hess, run.model, model)
     preset = preset_named(run.preset)
     settings = [
@@ -137,10 +139,11 @@ def _measure_share(
                 scene = loading.result().to(device)
             except InputError as error:
                 reason = str(error).replace(f"{dataset.root}/", "")
-                folder.write(scene_id, {FAILED: SettingRecord({}, failure=reason)})
+                folder.write(scene_id, records | {FAILED: SettingRecord({}, failure=reason)})
                 bar.update(len(settings))
                 continue
-            records.pop(FAILED, None)
+            if records.pop(FAILED, None) is not None:
+                folder.write(scene_id, records)
             if is_cold:
                 warm_up(bench, scene)
                 is_cold = False
@@ -155,6 +158,13 @@ def _measure_share(
 def _other_scores(run: SweepRun) -> HeadScores | None:
     sidecar = resolve(run.other_hess, base=run.model)
     return None if sidecar is None else sidecar.scores
+
+
+def _resolved(base: HeSSConfig, device: str) -> HeSSConfig:
+    """With the number that "auto" means on this device, so that records say what ran."""
+    if base.dense_below_tokens != "auto":
+        return base
+    return replace(base, dense_below_tokens=dense_below_tokens(torch.device(device)))
 
 
 def _check_scores(model: nn.Module, own: HeadScores, other: HeadScores | None, base: HeSSConfig) -> None:
@@ -177,8 +187,8 @@ def _describe(
     """The full configuration, as JSON values."""
     protocol = run.protocol
     num_views = preset.num_views or protocol.num_views
-    all_scores = [own] if other is None else [own, other]
-    dataset, views = run.choose_views(model, all_scores, preset.num_scenes, num_views)
+    calibrated = [each for each in (own, other, gates) if each is not None]
+    dataset, views = run.choose_views(model, calibrated, preset.num_scenes, num_views)
     return {
         "format": FORMAT,
         "command": run.command,
@@ -219,11 +229,12 @@ def _announcement(
 
 
 def _report_failures(folder: SweepFolder, described: dict[str, Any]) -> None:
+    measured = {FAILED, *(setting["key"] for setting in described["settings"])}
     failures = {
         f"{scene_id}, {key}": record.failure
         for scene_id in described["scenes"]
         for key, record in folder.read(scene_id).items()
-        if record.failure is not None
+        if record.failure is not None and key in measured
     }
     if failures:
         first, reason = next(iter(failures.items()))

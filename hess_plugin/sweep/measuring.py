@@ -82,17 +82,18 @@ def measure_settings(
 
 def _asked(bench: Bench, scene: Scene, setting: Setting, target: float | None) -> dict[str, Any]:
     """All that decides a record, as JSON values."""
+    views = {"views": list(scene.view_ids)}
     if setting.level is None:
-        return {"dense": True}
+        return views | {"dense": True}
     if setting.method.baseline is not None:
         baseline = baseline_config(setting, bench.base, bench.scores.info.num_layers, target)
         gates = bench.gates if setting.method.baseline != "merging" else None
-        return {"config": _as_json(baseline), "scores": gates and gates.sha256, "target": target}
+        return views | {"config": _as_json(baseline), "scores": gates and gates.sha256, "target": target}
     scores = setting.method.scores(bench.scores, bench.other_scores)
     assert scores is not None  # impossible settings were left out
     config = setting.level.config(setting.method, scores, _shuffle_seed(scene), bench.base)
     reads_scores = config.allocation != "uniform"
-    return {
+    return views | {
         "config": _as_json(config),
         "scores": describe_scores(scores)["sha256"] if reads_scores else None,
         "target": target,
@@ -116,22 +117,22 @@ def _measure(
     target: float | None,
     asked: dict[str, Any],
 ) -> SettingRecord:
+    matched = _match(bench, scene, setting, target)
+    made, metrics, failure = matched.result, {}, None
     try:
-        matched = _match(bench, scene, setting, target)
-        metrics = measure(bench.protocol, [matched.result], bench.truth, bench.alignment).scenes[scene.name]
+        metrics = measure(bench.protocol, [made], bench.truth, bench.alignment).scenes[scene.name]
     except InputError as error:  # a prediction that cannot be measured: cameras in one place, NaN
-        return SettingRecord(asked, target=target, failure=str(error))
-    config = None if setting.level is None else _as_json(matched.config)
-    made = matched.result
+        failure = str(error)
     return SettingRecord(
         asked=asked,
-        config=config,
-        density=matched.density,
+        config=None if setting.level is None else _as_json(matched.config),
+        density=matched.density,  # others are matched to it, measured or not
         target=target,
         attempts=matched.attempts,
         seconds=made.seconds,
         peak_memory=made.peak_memory,
         metrics=metrics,
+        failure=failure,
     )
 
 

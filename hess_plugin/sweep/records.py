@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import input_errors
+from ..errors import InputError, input_errors
 from ..evaluation.run_file import RunFile
 from ..files import write_atomic
 
@@ -55,9 +55,20 @@ class SweepFolder:
         """Make the folder for a sweep, or go on with it; other settings, methods and scenes may be added.
 
         Raises:
-            InputError: the folder holds records of another model, dataset or machine, or cannot be written.
+            InputError: the folder holds records of another model, dataset or machine, or of other views of
+                one of the scenes, or cannot be written.
         """
-        self._run_file.begin(run, _NOT_IDENTITY)
+        before = self.read_run() if (self.path / RUN_FILE).exists() else {"scenes": {}, "settings": []}
+        scenes = before["scenes"] | run["scenes"]
+        changed = [scene_id for scene_id, views in before["scenes"].items() if scenes[scene_id] != views]
+        if changed:
+            raise InputError(
+                f"{self.path} holds records of other views of {changed[0]}, and of {len(changed)} scenes in "
+                "all; choose another --out, or options that take the same views."
+            )
+        settings = {each["key"]: each for each in (*before["settings"], *run["settings"])}
+        merged = run | {"scenes": scenes, "settings": list(settings.values())}
+        self._run_file.begin(merged, _NOT_IDENTITY)
 
     def read_run(self) -> dict[str, Any]:
         """Content of `sweep.json`; InputError if there is none that can be read."""

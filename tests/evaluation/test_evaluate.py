@@ -66,7 +66,7 @@ class TestScenes:
         assert run["model"]["name"] == "model"
         assert str(tmp_path) not in json.dumps(found)
 
-    def test_resumed_and_extended(self, model: Path, tmp_path: Path) -> None:
+    def test_resumed_but_neither_changed_nor_extended(self, model: Path, tmp_path: Path) -> None:
         command = ["predict", "--model", str(model), "--out", str(tmp_path), *SMALL]
         assert main(command) == 0
         files = sorted((tmp_path / "scenes").iterdir())
@@ -81,6 +81,20 @@ class TestScenes:
         ]
         assert len(files[1].read_bytes()) == pytest.approx(len(content), rel=0.01)
         assert main([*command, "--seed", "1"]) == 2
+        assert main([*command, "--num-scenes", "4"]) == 2
+
+    def test_looking_for_failures_reads_no_tensors(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read, noticed = PredictionFolder.read, []
+
+        def noted(folder: PredictionFolder, scene_id: str, with_tensors: bool = True) -> SavedPrediction:
+            noticed.append(with_tensors)
+            return read(folder, scene_id, with_tensors)
+
+        monkeypatch.setattr(PredictionFolder, "read", noted)
+        assert main(["predict", "--model", str(model), "--out", str(tmp_path), *SMALL]) == 0
+        assert noticed == [False, False, False]
 
     def test_two_processes(self, model: Path, tmp_path: Path) -> None:
         options = ["--model", str(model), "--out", str(tmp_path), *SMALL]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from hess_plugin.cli import main
 from hess_plugin.errors import InputError
 from hess_plugin.gates import GATES_FILE, HeadGates
 from hess_plugin.scores import HeadScores, ScoresInfo
-from hess_plugin.sweep import measuring
+from hess_plugin.sweep import command, measuring
 from hess_plugin.sweep.records import SettingRecord, SweepFolder
 
 BASE = ["--device", "cpu", "--base", "q_block_size=4,kv_block_size=2"]
@@ -119,6 +121,39 @@ def test_pruning_without_gates(model: Path, tmp_path: Path, capsys: pytest.Captu
     assert "measure it with hess calibrate --gates" in capsys.readouterr().err
 
 
+def test_gates_of_other_scores_are_not_taken(model: Path, tmp_path: Path) -> None:
+    """A model may hold several; only those beside the scores that a sweep uses belong to these."""
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    shutil.copytree(copy / "hess" / "synthetic", copy / "hess" / "other")
+    (copy / "hess" / "other" / GATES_FILE).unlink()
+    HeadScores.load(copy / "hess" / "other").save(copy)
+    one = [*("1" if option == "3" else option for option in SYNTHETIC), "--methods", "michel"]
+    assert sweep(copy, tmp_path / "root", *one).read_run()["gates"] is None
+    assert sweep(copy, tmp_path / "a", *one, "--hess", "other").read_run()["gates"] is None
+    assert sweep(copy, tmp_path / "b", *one, "--hess", "synthetic").read_run()["gates"] is not None
+
+
+def test_scenes_of_the_gates_are_left_out(model: Path, tmp_path: Path) -> None:
+    gates = HeadGates.load(model / "hess" / "synthetic")
+    ids = tuple(f"synthetic-{10_006 + k}" for k in range(6))
+    HeadGates(gates.gradients, replace(gates.info, scene_ids=ids)).save(tmp_path / "gates")
+    one = [*("1" if option == "3" else option for option in SYNTHETIC), "--methods", "michel"]
+    folder = sweep(model, tmp_path / "out", *one, "--gates", str(tmp_path / "gates"))
+    assert list(folder.read_run()["scenes"]) == ["synthetic-10012"]
+
+
+def test_auto_is_resolved_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merging takes a number only, and records say which."""
+    monkeypatch.setattr("hess_plugin.sweep.command.dense_below_tokens", lambda _: 5, raising=False)
+    one = [*("1" if option == "3" else option for option in SYNTHETIC), "--methods", "hess,merging"]
+    folder = sweep(model, tmp_path, *one, "--base", f"{SYNTHETIC[-1]},dense_below_tokens=auto")
+    assert folder.read_run()["base"]["dense_below_tokens"] == 5
+    records = folder.read("synthetic-10006")
+    for key in ("hess @ density 0.5", "merging @ density 0.5"):
+        assert records[key].config["dense_below_tokens"] == 5
+
+
 def test_shuffling_differs_from_scene_to_scene(swept: SweepFolder) -> None:
     seeds = [r["shuffled @ density 0.5"].config["shuffle_seed"] for r in scene_records(swept).values()]
     assert len(set(seeds)) == 3
@@ -137,6 +172,82 @@ def test_nothing_is_measured_twice(
         sweep(model, swept.path, *SYNTHETIC)
     after = {path: path.read_bytes() for path in swept.path.rglob("*.json")}
     assert after == before
+
+
+def test_other_views_are_measured_again(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views are no part of a scene's name, and records of others say nothing about these."""
+    one = [*("1" if option == "3" else option for option in SYNTHETIC), "--methods", "hess"]
+    before = sweep(model, tmp_path, *one).read("synthetic-10006")
+    predict, calls = measuring.predict, []
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls.append(args[1].view_ids)
+        return predict(*args, **more)
+
+    load = command.load_views
+    monkeypatch.setattr(measuring, "predict", counted)
+    monkeypatch.setattr(
+        command, "load_views", lambda *args: replace(load(*args), view_ids=("d", "c", "b", "a"))
+    )
+    after = sweep(model, tmp_path, *one).read("synthetic-10006")
+    assert len(calls) >= len(after) == len(before)
+    assert all(record.asked["views"] == ["d", "c", "b", "a"] for record in after.values())
+
+
+def test_unmeasured_baseline_still_sets_the_density(
+    model: Path,
+    swept: SweepFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What the others are matched to is the density of its pass, whatever its metrics."""
+    measure = measuring.measure
+
+    def refuse(protocol: Any, saved: Any, *rest: Any) -> Any:
+        if 0.2 < saved[0].density < 0.3 and not refused:
+            refused.append(saved[0].density)
+            raise InputError("cameras in one place")
+        return measure(protocol, saved, *rest)
+
+    refused: list[float] = []
+    monkeypatch.setattr(measuring, "measure", refuse)
+    one = [*("1" if option == "3" else option for option in SYNTHETIC), "--methods", "hess"]
+    assert main(["sweep", "--model", str(model), "--out", str(tmp_path), "--preset", "small", *one]) == 2
+    assert "1 measurements failed" in capsys.readouterr().err
+    records = SweepFolder(tmp_path).read("synthetic-10006")
+    baseline, other = records["uniform @ density 0.25"], records["hess @ density 0.25"]
+    assert baseline.failure == "cameras in one place"
+    assert [baseline.density] == refused
+    assert other.target == baseline.density
+
+
+def test_unreadable_scene_keeps_its_records(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = [*("1" if option == "3" else option for option in SYNTHETIC), "--methods", "hess"]
+    before = sweep(model, tmp_path, *one).read("synthetic-10006")
+
+    def unreadable(*_: object) -> None:
+        raise InputError("the disk is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "load_views", unreadable)
+        options = ["sweep", "--model", str(model), "--out", str(tmp_path), "--preset", "small", *one]
+        assert main(options) == 2
+    assert "1 measurements failed" in capsys.readouterr().err
+    failed = SweepFolder(tmp_path).read("synthetic-10006")
+    assert failed.pop("failed").failure == "the disk is away"
+    assert failed == before
+    assert sweep(model, tmp_path, *one).read("synthetic-10006") == before
+
+
+def test_failures_of_other_settings_are_not_this_runs(model: Path, tmp_path: Path) -> None:
+    one = [*("1" if option == "3" else option for option in SYNTHETIC), "--methods", "hess"]
+    folder = sweep(model, tmp_path, *one)
+    records = folder.read("synthetic-10006")
+    folder.write("synthetic-10006", records | {"key @ 0.8/0.4": SettingRecord({}, failure="NaN")})
+    sweep(model, tmp_path, *one)
 
 
 def test_stopped_and_resumed(
@@ -263,10 +374,28 @@ class TestFolder:
         folder = SweepFolder(tmp_path)
         with pytest.raises(InputError, match="holds no records of a sweep"):
             folder.read_run()
-        folder.begin({"format": 1, "seed": 0, "scenes": {}})
-        folder.begin({"format": 1, "seed": 0, "scenes": {"a": None}})
+        run = {"format": 1, "seed": 0, "scenes": {}, "settings": []}
+        folder.begin(run)
+        folder.begin(run | {"scenes": {"a": None}})
         with pytest.raises(InputError, match="of another run, which differs in seed; choose another --out"):
-            folder.begin({"format": 1, "seed": 1, "scenes": {}})
+            folder.begin(run | {"seed": 1})
         (tmp_path / "sweep.json").write_text(json.dumps({"format": 2}))
         with pytest.raises(InputError, match="its format is 2"):
             folder.read_run()
+
+    def test_extended_by_settings_and_scenes(self, tmp_path: Path) -> None:
+        folder = SweepFolder(tmp_path)
+        dense, hess = {"key": "dense", "level": None}, {"key": "hess @ 0.8/0.4", "level": {}}
+        folder.begin({"format": 1, "scenes": {"a": ["1", "2"]}, "settings": [dense]})
+        folder.begin({"format": 1, "scenes": {"b": ["3", "4"]}, "settings": [dense, hess]})
+        folder.begin({"format": 1, "scenes": {"a": ["1", "2"]}, "settings": [dense]})
+        run = folder.read_run()
+        assert run["scenes"] == {"a": ["1", "2"], "b": ["3", "4"]}
+        assert run["settings"] == [dense, hess]
+
+    def test_other_views_are_refused(self, tmp_path: Path) -> None:
+        folder = SweepFolder(tmp_path)
+        folder.begin({"format": 1, "scenes": {"a": ["1", "2"]}, "settings": []})
+        with pytest.raises(InputError, match="other views of a"):
+            folder.begin({"format": 1, "scenes": {"a": ["2", "1"]}, "settings": []})
+        assert folder.read_run()["scenes"] == {"a": ["1", "2"]}
