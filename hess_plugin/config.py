@@ -80,9 +80,7 @@ class HeSSConfig(_Checked):
     cdf_threshold: float = 0.9  # τ: each row keeps the blocks that cover this probability; 0 leaves only ρ
     allocation: Allocation = "hess"  # "uniform": SparseVGGT; "reverse": the least sensitive head gets most
     shuffle_seed: int = 0  # of "shuffled", in which chance decides which head has which weight
-    surplus: Surplus = (
-        "redistribute"  # of heads above their capacity (3.3.3); "drop": nobody gets it (Fig. 10)
-    )
+    surplus: Surplus = "redistribute"  # of heads above their capacity (3.3.3); "drop": it is lost (Fig. 10)
     camera_weight: float | None = None  # λ of Eq. 9; None takes the value recommended in the sidecar
     projection: Projection = "query"  # whose sensitivity ranks heads: W_Q, or W_K, W_V (Table 1)
     normalization: Normalization = "sum"  # how traces become weights: Eq. 7 and 8, or an ablation of Table 1
@@ -91,9 +89,7 @@ class HeSSConfig(_Checked):
     q_block_size: int = 128  # patch queries per block
     kv_block_size: int = 64  # patch keys per block
     dense_layers: tuple[int, ...] = ()  # indices among the global layers that stay dense
-    dense_below_tokens: int | Literal["auto"] = (
-        0  # shorter sequences stay dense; "auto": where that is faster
-    )
+    dense_below_tokens: int | Literal["auto"] = 0  # shorter ones stay dense; "auto": where that is faster
     backend: Backend = "auto"  # Triton's kernels on NVIDIA GPUs, "reference" elsewhere; "flex" by name
 
     def __post_init__(self) -> None:

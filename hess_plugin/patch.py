@@ -33,7 +33,7 @@ def apply_hess(model: nn.Module, scores: HeadScores | None, config: HeSSConfig) 
         RuntimeError: the model already has sparse attention.
         TypeError: scores of another type.
     """
-    backbone, attentions = _replaceable(model, config.dense_layers)
+    backbone, attentions = _replaceable(model, config.dense_layers, "dense_layers")
     _check_scores(scores, config)
     weights = _head_weights(model, backbone, scores, config)
     processors = {
@@ -59,7 +59,7 @@ def apply_processors(
             whose forward somebody else has replaced.
         RuntimeError: the model already has sparse attention.
     """
-    return _install(model, *_replaceable(model, tuple(processors)), processors, None, config)
+    return _install(model, *_replaceable(model, tuple(processors), "processors"), processors, None, config)
 
 
 def _install(
@@ -85,8 +85,13 @@ def _install(
     return handle
 
 
-def _replaceable(model: nn.Module, layers: Sequence[int]) -> tuple[Backbone, dict[str, nn.Module]]:
-    """Family and global attentions of a model, after checking that these can be replaced and `layers` are."""
+def _replaceable(
+    model: nn.Module, layers: Sequence[int], named: str
+) -> tuple[Backbone, dict[str, nn.Module]]:
+    """Family and global attentions of a model, after checking that these can be replaced and `layers` are.
+
+    `named` is what the caller gave the layers as.
+    """
     backbone = find_backbone(model)
     if backbone.dense_only is not None:
         raise ValueError(f"{backbone.name} cannot have sparse attention: {backbone.dense_only}")
@@ -96,7 +101,7 @@ def _replaceable(model: nn.Module, layers: Sequence[int]) -> tuple[Backbone, dic
     for layer in layers:
         if layer >= len(attentions):
             raise ValueError(
-                f"dense_layers has {layer}, this model has {len(attentions)} global layers; "
+                f"{named} has {layer}, this model has {len(attentions)} global layers; "
                 f"use 0 to {len(attentions) - 1}."
             )
     for name, attn in attentions.items():

@@ -62,8 +62,13 @@ class Roles:
 
 
 @lru_cache(maxsize=2)
-def assign_roles(layout: TokenLayout, config: TokenMergingConfig) -> Roles:
-    """Draw destinations and count what is merged; the same for every layer, as the layout is. On the CPU."""
+def assign_roles(
+    layout: TokenLayout, config: TokenMergingConfig, device: torch.device | str = "cpu"
+) -> Roles:
+    """Draw destinations and count what is merged; the same for every layer, as the layout is.
+
+    Drawn on the CPU, so that all devices get the same, and kept on `device`: no layer copies them again.
+    """
     rows, columns = layout.grid
     patches, size = layout.patches_per_view, config.region_size
     wanted = round(config.merged_share * layout.num_tokens)
@@ -84,8 +89,8 @@ def assign_roles(layout: TokenLayout, config: TokenMergingConfig) -> Roles:
     others = patches - int(is_destination[:1].sum())
     first = torch.arange(patches) + offset
     return Roles(
-        destinations=torch.cat([first, index[:, others:].flatten()]),
-        candidates=index[:, :others],
+        destinations=torch.cat([first, index[:, others:].flatten()]).to(device),
+        candidates=index[:, :others].to(device),
         num_salient=num_salient,
         num_merged=min(wanted, available),
     )
@@ -157,16 +162,13 @@ class TokenMergingProcessor:
 
         Sums are float32; on a GPU their order, and so the last bits, may differ from call to call.
         """
-        roles = assign_roles(layout, self.config)
+        roles = assign_roles(layout, self.config, q.device)
         total = layout.num_tokens
         num_merged = 0 if total < self.config.dense_below_tokens else roles.num_merged
         density = ((total - num_merged) / total) ** 2
         self.density = torch.full(q.shape[:2], density, dtype=torch.float64)
         if num_merged == 0:
             return F.scaled_dot_product_attention(q, k, v)
-        roles = replace(
-            roles, destinations=roles.destinations.to(k.device), candidates=roles.candidates.to(k.device)
-        )
         position = merged_positions(k, layout, roles)
         q, k, v = (_merge(x, position, total - num_merged) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v)

@@ -20,7 +20,7 @@ from .figures import COMPARISONS, comparison_figure, heatmap_figure, stability_f
 from .page import write_report_page
 from .results import Sweep
 from .scenes import Predictions
-from .tables import ablation, all_settings, full_results, runtime
+from .tables import SIGNIFICANT, ablation, all_settings, full_results, runtime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,15 +138,15 @@ def _about(sweep: Sweep) -> str:
 def _notes(sweep: Sweep) -> str:
     compared = sum(len(sweep.methods(level)) - 1 for level in sweep.levels)
     tolerance = sweep.run["tolerance"]
-    by_chance = f"{0.05 * compared:.0f}"
+    by_chance = f"{SIGNIFICANT * compared:.0f}"
     notes = [
         "Density is the measured share of attended blocks, mean over scenes. All methods of a level run at "
         f"the density of `{BASELINE}` on each scene, to {tolerance:g}; † marks a method that has no such "
         "setting on some scene, so that its row is no comparison at equal density.",
         "Differences are paired by scene. Intervals are 95 % percentile bootstrap intervals over scenes; p "
         "is that of a two-sided sign-flip test of the mean difference. It says better or worse where "
-        f"p < 0.05, without a correction for the {compared} comparisons per metric: about {by_chance} of "
-        "them would say so by chance alone.",
+        f"p < {SIGNIFICANT:g}, without a correction for the {compared} comparisons per metric: about "
+        f"{by_chance} of them would say so by chance alone.",
     ]
     if sweep.num_missing:
         notes.append(

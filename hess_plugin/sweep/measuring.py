@@ -35,9 +35,7 @@ class Bench:
     scores: HeadScores
     other_scores: HeadScores | None
     protocol: Protocol
-    base: HeSSConfig = field(
-        default_factory=HeSSConfig
-    )  # block sizes, backend, dense layers of every setting
+    base: HeSSConfig = field(default_factory=HeSSConfig)  # what all settings share
     truth: Path | None = None  # root of DTU's official ground truth
     alignment: str = "cameras"
     gates: HeadGates | None = None  # of the heads, for pruning

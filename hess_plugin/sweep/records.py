@@ -14,23 +14,15 @@ from ..files import write_atomic
 
 RUN_FILE, RECORDS, SCORES = "sweep.json", "records", "scores"
 FORMAT = 1
-_NOT_IDENTITY = (
-    "command",
-    "scenes",
-    "settings",
-    "scores",
-    "other_scores",
-    "gates",
-)  # may change between calls
+# May change between calls.
+_NOT_IDENTITY = ("command", "scenes", "settings", "scores", "other_scores", "gates")
 
 
 @dataclass(frozen=True)
 class SettingRecord:
     """One setting on one scene."""
 
-    asked: dict[
-        str, Any
-    ]  # the setting before matching, its scores and its target: decides whether it is cached
+    asked: dict[str, Any]  # setting before matching, scores, target, views: decides whether it is cached
     config: dict[str, Any] | None = None  # as it ran; None: dense
     density: float = 1.0
     target: float | None = None  # the baseline's density, None for dense and the baseline itself

@@ -18,14 +18,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from block_lists import KV_BLOCK, Q_BLOCK, median_ms, random_lists, require_gpu, selected_scores
 from hess_attention import dense_mask_attention
-from hess_attention.tuning import CONFIGS, Tile, choose_tile, table_path
+from hess_attention.tuning import CONFIGS, Tile, choose_tile, table_path, triton_version
 from torch import Tensor
 
 KERNELS = ("forward", "backward_queries", "backward_keys")
@@ -139,7 +138,7 @@ def rates(kernel: str, tile: Tile, problems: Iterable[Problem], repeats: int) ->
 def write(gpu: str, kernel: str, dim: int, tile: Tile, note: str, folder: Path = CONFIGS) -> Path:
     """Put one entry into the table of a GPU; only options that differ from the defaults are written."""
     path = table_path(gpu, folder)
-    compiler = ".".join(version("triton").split(".")[:2])
+    compiler = ".".join(triton_version().split(".")[:2])
     table: dict = {"gpu": gpu, "triton": compiler, "notes": {}, "tiles": {}}
     if path is None:
         path = folder / (re.sub(r"[^a-z0-9]+", "_", gpu.lower()).strip("_") + ".json")
