@@ -55,7 +55,7 @@ def card_files(
         InputError: a layer without any sensitivity, see `HeadScores.weights`.
     """
     with input_errors(ValueError):
-        shares = {"camera": scores.weights(1.0), "points": scores.weights(0.0)}
+        shares = scores.shares()
     card = _text(scores, repo_id, alias, measurements)
     return {CARD_FILE: card.encode(), PICTURE_FILE: png(score_heatmap(shares))}
 

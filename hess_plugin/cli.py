@@ -204,9 +204,7 @@ def _inspect(options: argparse.Namespace) -> None:
         print(format_scores(scores), format_summary(scores), sep="\n\n")
     if options.picture:
         with input_errors(ImportError, OSError, prefix=f"cannot draw {options.picture}: "):
-            save(
-                score_heatmap({"camera": scores.weights(1.0), "points": scores.weights(0.0)}), options.picture
-            )
+            save(score_heatmap(scores.shares()), options.picture)
         print(f"\nPicture: {options.picture}")
 
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import MANIFEST, written_files
+from .files import MANIFEST, finite, written_files
 from .plots import SheetBlock, SheetColumn, contact_sheet, overview
 from .plots.contact_sheet import CLOUD_ASPECT
 from .plots.figure import save
 from .scores import HeadScores
 from .tables import format_table
-from .viewer.page import Page, score_shares
+from .viewer.page import Page
 from .viewer.results import (
     DENSE_COLUMNS,
     DISTANCE_NOTE,
@@ -101,13 +101,13 @@ def write_sheet(
         "Depth maps: bright is near, one range of colours per scene, grey is unknown."
     )
     caption = "\n".join([caption, *notes])
-    save(contact_sheet(title, subtitle, caption, blocks, score_shares(scores)), path)
+    save(contact_sheet(title, subtitle, caption, blocks, scores.shares()), path)
 
 
 def demo_page(scores: HeadScores, density: float, summary: dict[str, Any]) -> Page:
     """What stands on the demo's page beside its scenes."""
     told = {"Settings": summary["settings"], "Versions": summary["versions"]}
-    return Page(*_headings(scores, density), summary["notes"], score_shares(scores), told)
+    return Page(*_headings(scores, density), summary["notes"], scores.shares(), told)
 
 
 def _headings(scores: HeadScores, density: float) -> tuple[str, str]:
@@ -138,12 +138,4 @@ def _block(result: SceneResult) -> SheetBlock:
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write results.json; numbers that do not exist (NaN) become null."""
     files = written_files(folder)
-    (folder / MANIFEST).write_text(json.dumps(_finite(summary | {"files": files}), indent=1) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    (folder / MANIFEST).write_text(json.dumps(finite(summary | {"files": files}), indent=1) + "\n")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError, input_errors
 
@@ -91,3 +93,12 @@ def _replace(out: Path, stage: Path) -> None:
             raise
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def finite(value: Any) -> Any:
+    """The same JSON values with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -177,6 +177,10 @@ class HeadScores:
                 )
         return head_weights(traces["camera"], traces["points"], share, normalization)
 
+    def shares(self) -> dict[str, Tensor]:
+        """What a picture of scores shows: the share of each head in its layer [L, H], for either error."""
+        return {"camera": self.weights(1.0), "points": self.weights(0.0)}
+
     def of_scenes(self, scene_ids: Sequence[str]) -> Self:
         """The scores of some of the calibration scenes alone; ValueError for one that is none of them."""
         order = {scene_id: index for index, scene_id in enumerate(self.info.scene_ids)}

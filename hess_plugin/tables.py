@@ -56,7 +56,7 @@ def _listed(values: Mapping[str, object], sign: str) -> str:
 
 def top_heads(scores: HeadScores) -> tuple[list[str], list[list[str]]]:
     """Headings and one row per layer: the most sensitive heads with their shares, all counted from 1."""
-    shares = {"camera": scores.weights(1.0), "points": scores.weights(0.0), "both": scores.weights()}
+    shares = scores.shares() | {"both": scores.weights()}
     rows = []
     for layer in range(scores.info.num_layers):
         top = [share[layer].topk(min(NUM_TOP_HEADS, scores.info.num_heads)) for share in shares.values()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..files import write_atomic
+from ..files import finite, write_atomic
 from .measurements import write_measurements
 from .measuring import Evaluation
 from .predictions import METRICS_FILE, PredictionFolder, SavedPrediction
@@ -71,7 +70,7 @@ def run_evaluation(run: EvaluationRun) -> Evaluation:
         "scenes": found.scenes,
         "run": {name: value for name, value in described.items() if name != "views"},
     }
-    write_atomic(run.folder / METRICS_FILE, (json.dumps(_finite(content), indent=2) + "\n").encode())
+    write_atomic(run.folder / METRICS_FILE, (json.dumps(finite(content), indent=2) + "\n").encode())
     write_measurements(run.folder / MEASUREMENTS_FILE, measurements_of(content))
     print(format_evaluation(content))
     return found
@@ -91,10 +90,3 @@ def _kept(folder: PredictionFolder, described: dict[str, Any], skip_failed: bool
             f"{'predict again, or leave them out with --skip-failed' if kept else 'predict again'}."
         )
     return kept
-
-
-def _finite(value: Any) -> Any:
-    """The same JSON values with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,15 +12,18 @@ from .measurements import Measurement
 _FIRST = ("auc_30", "auc_15", "auc_5", "auc_3", "ate", "chamfer", "accuracy", "completeness", "point_error")
 
 
+def method_of(run: dict[str, Any]) -> str:
+    """What a run of `hess predict` is called beside others: "dense", or its allocation."""
+    return "dense" if run["sparsity"] is None else run["sparsity"]["allocation"]
+
+
 def format_evaluation(content: dict[str, Any]) -> str:
     """Text of a `metrics.json`: what was run, the categories if there are several, all overall metrics."""
     run, overall = content["run"], content["overall"]
-    sparsity = run["sparsity"]
-    method = "dense" if sparsity is None else sparsity["allocation"]
     lines = [
         f"{run['model']['name']} on {run['dataset']}, {len(content['scenes'])} scenes"
         + (f" ({content['failed_scenes']} failed)" if content["failed_scenes"] else ""),
-        f"{method}, measured density {content['density']:.4f}",
+        f"{method_of(run)}, measured density {content['density']:.4f}",
         f"protocol {content['protocol']}: {content['about']}",
         "",
     ]
@@ -43,7 +46,7 @@ def measurements_of(content: dict[str, Any]) -> Iterator[Measurement]:
         if math.isfinite(value):
             yield Measurement(
                 dataset=run["dataset"],
-                method="dense" if run["sparsity"] is None else run["sparsity"]["allocation"],
+                method=method_of(run),
                 metric=f"{metric} ({content['protocol']})" if content["protocol"] != "scene" else metric,
                 value=value,
                 density=content["density"],

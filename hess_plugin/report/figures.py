@@ -89,7 +89,7 @@ def _curve(sweep: Sweep, name: str, levels: Sequence[Level], metric: Metric, pai
 
 def heatmap_figure(sweep: Sweep) -> Figure:
     """Scores of each layer and head, for either error (Fig. 4)."""
-    return score_heatmap({"camera": sweep.scores.weights(1.0), "points": sweep.scores.weights(0.0)})
+    return score_heatmap(sweep.scores.shares())
 
 
 def stability_figure(sweep: Sweep) -> Figure | None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..scores import HeadScores
 from ..viewer.clouds import write_scene
-from ..viewer.page import Page, pack_scenes, score_shares, write_page
+from ..viewer.page import Page, pack_scenes, write_page
 from ..viewer.results import NAMES, SceneResult
 from .scenes import Predictions
 
@@ -49,7 +49,7 @@ def write_report_page(
     page = Page(
         title="Predictions side by side" if scenes else "Results of sweeps",
         subtitle=subtitle,
-        shares=None if shown is None else score_shares(shown),
+        shares=None if shown is None else shown.shares(),
         configurations=configurations,
         numbers="\n".join(_html(section, path.parent) for section in sections),
     )

@@ -11,6 +11,7 @@ from typing import Any, Self
 from ..errors import InputError, input_errors
 from ..evaluation.compare import Reference
 from ..evaluation.predictions import SCORES, PredictionFolder, SavedPrediction
+from ..evaluation.results import method_of
 from ..scores import HeadScores
 from ..viewer.results import SceneResult
 
@@ -35,7 +36,7 @@ class Predictions:
                 that was named is not among these.
         """
         found = {folder: PredictionFolder(folder).read_run() for folder in folders}
-        kinds = {folder: _method(run) for folder, run in found.items()}
+        kinds = {folder: method_of(run) for folder, run in found.items()}
         count = Counter(kinds.values())
         names = {f: kind if count[kind] == 1 else f.resolve().name for f, kind in kinds.items()}
         if len(set(names.values())) < len(folders):
@@ -78,10 +79,6 @@ class Predictions:
     def num_clouds(self) -> int:
         """Clouds on a page, ground truth counted."""
         return len(self.scene_ids) * (len(self.folders) + 1)
-
-
-def _method(run: dict[str, Any]) -> str:
-    return "dense" if run["sparsity"] is None else run["sparsity"]["allocation"]
 
 
 def _has(folder: PredictionFolder, scene_id: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError, input_errors
 from ..evaluation.run_file import RunFile
-from ..files import write_atomic
+from ..files import finite, write_atomic
 
 RUN_FILE, RECORDS, SCORES = "sweep.json", "records", "scores"
 FORMAT = 1
@@ -76,7 +76,7 @@ class SweepFolder:
 
     def write(self, scene_id: str, records: dict[str, SettingRecord]) -> None:
         """Keep the records of a scene; the file holds the old ones or the new, never a part."""
-        content = {key: _without_nan(asdict(record)) for key, record in records.items()}
+        content = {key: finite(asdict(record)) for key, record in records.items()}
         path = self._file(scene_id)
         with input_errors(OSError, prefix=f"cannot write {path}: "):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,12 +86,7 @@ class SweepFolder:
         return self.path / RECORDS / f"{scene_id}.json"
 
 
-def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN; a metric without a value is null there."""
-    metrics = {k: v if math.isfinite(v) else None for k, v in record["metrics"].items()}
-    return record | {"metrics": metrics}
-
-
 def _with_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """A metric without a value is null in the file."""
     metrics = {k: math.nan if v is None else v for k, v in record["metrics"].items()}
     return record | {"metrics": metrics}

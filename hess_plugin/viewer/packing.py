@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..files import finite
 from ..geometry.cameras import camera_centers
 from ..geometry.clouds import distances
 from ..plots import overview
@@ -50,7 +51,7 @@ def pack_scene(result: SceneResult, max_points: int, seed: int = 0) -> dict[str,
                 "method": method,
                 "name": NAMES.get(method, method),
                 "isReference": is_reference,
-                "numbers": {} if method == TRUTH else _numbers(result.row(method)),
+                "numbers": {} if method == TRUTH else finite(result.row(method)),
                 "pyramids": _rounded(each.pyramids),
                 "depth": [_depth_picture(each.depth[view], depth_ends) for view in views],
             }
@@ -109,11 +110,6 @@ def _pack_cloud(
         "colors": _base64(_bytes(cloud.colors[index])),
         "errors": _base64(_uint16(errors)),
     }
-
-
-def _numbers(row: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {key: value if np.isfinite(value) else None for key, value in row.items()}
 
 
 def _depth_picture(depth: Tensor, ends: tuple[float, float]) -> str:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_atomic
-from ..scores import HeadScores
 from .packing import metric_headings, pack_scene
 from .results import DISTANCE_NOTE, SceneResult
 
@@ -40,11 +39,6 @@ class Page:
     shares: Mapping[str, Tensor] | None = None  # "camera" and "points" [L, H] for the heat map
     configurations: Mapping[str, Any] | None = None  # JSON values by heading
     numbers: str = ""  # HTML of more numbers
-
-
-def score_shares(scores: HeadScores) -> dict[str, Tensor]:
-    """What the heat map shows: the share of each head in its layer, for either error."""
-    return {"camera": scores.weights(1.0), "points": scores.weights(0.0)}
 
 
 def pack_scenes(results: Iterable[SceneResult], num_clouds: int) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from viewing import BENDS, bent, small_scene
 from hess_plugin.errors import InputError
 from hess_plugin.evaluation.compare import Reference
 from hess_plugin.viewer import page as page_module
-from hess_plugin.viewer.page import Page, pack_scenes, score_shares, write_page
+from hess_plugin.viewer.page import Page, pack_scenes, write_page
 from hess_plugin.viewer.results import SceneResult
 
 HOSTILE = "</script><b>&amp;"
@@ -37,7 +37,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reference = truth if name == "table" else dense
         results.append(SceneResult.of(scene, reference, predictions))
     path = tmp_path_factory.mktemp("page") / "index.html"
-    shares = score_shares(make_scores())
+    shares = make_scores().shares()
     page = Page("Side & by <side>", "toy", ["a note"], shares, {"Run": {"name": HOSTILE}}, "<h2>Sweep</h2>")
     write_page(path, page, list(pack_scenes(results, num_clouds=8)))
     return path
@@ -164,7 +164,7 @@ class TestBrowser:
         assert HOSTILE in browser.evaluate("document.querySelector('#configuration pre').textContent")
 
     def test_hover_tells_the_scores(self, browser: Browser) -> None:
-        shares = score_shares(make_scores())
+        shares = make_scores().shares()
         browser.evaluate('document.querySelector(\'[data-layer="1"][data-head="2"]\').scrollIntoView()')
         at = browser.evaluate(
             "(r => [r.x + r.width / 2, r.y + r.height / 2])"
