@@ -22,7 +22,6 @@ from .viewer.results import (
     NAMES,
     RUN_COLUMNS,
     SceneResult,
-    place,
 )
 
 PAGE_FILE = "index.html"
@@ -122,8 +121,7 @@ def _headings(scores: HeadScores, density: float) -> tuple[str, str]:
 def _block(result: SceneResult) -> SheetBlock:
     """One scene of the sheet."""
     reference, columns = result.reference, []
-    for method in result.shown:
-        placed = place(result, method)
+    for method, placed in result.placed.items():
         title, subtitle = "Ground truth", ""
         if method in result.predictions:
             row = result.row(method)

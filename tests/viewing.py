@@ -39,5 +39,6 @@ def write_predictions(root: Path, method: str, scenes: list[Scene], **changes: A
     folder = PredictionFolder(root)
     folder.begin(run | changes)
     for scene in scenes:
-        folder.write(SavedPrediction.of(bent(scene, method), scene, cameras_only=False))
+        saved = SavedPrediction.of(bent(scene, method), scene, cameras_only=False)
+        folder.write(saved.with_photos(scene.images))
     return root

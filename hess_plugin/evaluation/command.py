@@ -56,7 +56,8 @@ def run_prediction(run: PredictionRun) -> bool:
 
 def _predict_share(run: PredictionRun, state: PartialState, device: str) -> None:
     needed = run.sparsity is not None and run.sparsity.allocation != "uniform"
-    model, scores = load_for(run.model, run.model_class, run.hess, needed, device)
+    model, sidecar = load_for(run.model, run.model_class, run.hess, needed, device)
+    scores = None if sidecar is None else sidecar.scores
     folder = PredictionFolder(run.out)
 
     def begin() -> tuple[dict[str, Any], list[str]]:
@@ -114,7 +115,8 @@ def _predictions(
                 yield SavedPrediction(scene_id, failure=str(error).replace(f"{dataset.root}/", ""))
                 continue
             prediction = predict(model, scene, handle)
-            yield SavedPrediction.of(prediction, scene, run.cameras_only)
+            saved = SavedPrediction.of(prediction, scene, run.cameras_only)
+            yield saved if run.cameras_only else saved.with_photos(scene.images)
 
 
 def _describe(

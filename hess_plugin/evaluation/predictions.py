@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -57,10 +56,12 @@ class SavedPrediction:
         for name in _CAMERAS if cameras_only else (*_CAMERAS, "depth"):
             if (known := getattr(scene, name)) is not None:
                 tensors[f"truth.{name}"] = known
-        if not cameras_only:
-            tensors["images"] = (scene.images.clamp(0, 1) * 255).round().to(torch.uint8)
         p = prediction
         return cls(scene.name, scene.view_ids, p.seconds, p.density, p.peak_memory, tensors=tensors)
+
+    def with_photos(self, images: Tensor) -> Self:
+        """The same with the photos [V, 3, height, width] in [0, 1], which only pictures need."""
+        return replace(self, tensors=self.tensors | {"images": (images.clamp(0, 1) * 255).round().byte()})
 
     def tensor(self, name: str) -> Tensor:
         """A tensor by name; InputError says what to do where there is none."""

@@ -33,7 +33,7 @@ from ..loading import (
 from ..processes import process_device, process_state
 from ..scores import HeadScores
 from ..scores_io import traces_sha256
-from ..sidecar import resolve
+from ..sidecar import Sidecar, resolve
 from .protocols import Protocol, Selection, protocol_for
 
 
@@ -115,8 +115,8 @@ def load_views(
 
 def load_for(
     name: str, model_class: str | None, hess: Any, needed: bool, device: str
-) -> tuple[nn.Module, HeadScores | None]:
-    """The dense model and its scores; these first, as bad names should fail at once.
+) -> tuple[nn.Module, Sidecar | None]:
+    """The dense model and its sidecar; this first, as bad names should fail at once.
 
     A run that needs no scores knows by them which scenes to leave out, so that its scenes are those of runs
     that do. It may have none, if none were named.
@@ -134,7 +134,7 @@ def load_for(
         if needed or hess is not None:
             raise
         sidecar = None
-    return load_model(name, device, model_class=model_class), None if sidecar is None else sidecar.scores
+    return load_model(name, device, model_class=model_class), sidecar
 
 
 def exclude_calibrated(

@@ -14,29 +14,26 @@ from ..config import HeSSConfig
 from ..errors import input_errors
 from ..gates import GATES_FILE, HeadGates
 from ..patch import HeSSHandle, check_fit
-from ..sidecar import resolve
 from .presets import Setting
 
 Baseline = HeadPruningConfig | TokenMergingConfig
 
 
-def read_gates(folder: Path | None, hess: str | None, name: str, model: nn.Module) -> HeadGates | None:
+def read_gates(folder: Path | None, beside: Path | None, model: nn.Module) -> HeadGates | None:
     """The gates of a folder, or else those beside the scores; None without any.
 
     Args:
         folder: of `hess calibrate --gates`.
-        hess: what scores were asked for.
-        name: folder or repository of the model.
+        beside: where the scores lie, if in a folder.
         model: that they must fit.
 
     Raises:
         InputError: the folder has none, or they are damaged or of another model.
     """
     if folder is None:
-        sidecar = resolve(True if hess is None else hess, base=name)
-        folder = sidecar and sidecar.folder
-        if folder is None or not (folder / GATES_FILE).is_file():
+        if beside is None or not (beside / GATES_FILE).is_file():
             return None
+        folder = beside
     gates = HeadGates.load(folder)
     with input_errors(ValueError):
         check_fit(model, find_backbone(model), gates.info)

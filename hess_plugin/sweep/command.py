@@ -78,10 +78,12 @@ def run_sweep(run: SweepRun) -> bool:
 
 def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:
     other = None if run.other_hess is None else _other_scores(run)
-    model, own = load_for(run.model, run.model_class, run.hess, True, device)
-    assert own is not None
+    model, sidecar = load_for(run.model, run.model_class, run.hess, True, device)
+    assert sidecar is not None
+    assert sidecar.scores is not None
+    own = sidecar.scores
     run = replace(run, base=_resolved(run.base, device))
-    gates = read_gates(run.gates, run.hess, run.model, model)
+    gates = read_gates(run.gates, sidecar.folder, model)
     preset = preset_named(run.preset)
     settings = [
         setting

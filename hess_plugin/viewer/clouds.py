@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..datasets.scene import Scene
 from ..plots.point_cloud import write_cloud, write_frustums, write_glb
-from .results import Placed, SceneResult, place
+from .results import Placed, SceneResult
 
 
 def write_scene(folder: Path, result: SceneResult) -> None:
@@ -18,8 +18,7 @@ def write_scene(folder: Path, result: SceneResult) -> None:
     opened together in a 3D viewer, they can be compared.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for method in result.shown:
-        placed = place(result, method)
+    for method, placed in result.placed.items():
         write_cloud(folder / f"points_{method}.ply", placed.cloud)
         write_frustums(folder / f"cameras_{method}.ply", placed.pyramids)
         write_glb(folder / f"scene_{method}.glb", placed.cloud, placed.pyramids)

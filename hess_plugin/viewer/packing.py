@@ -17,7 +17,7 @@ from ..geometry.clouds import distances
 from ..plots import overview
 from ..plots.contact_sheet import depth_range
 from ..plots.point_cloud import PointCloud
-from .results import DENSE_COLUMNS, GROUND_TRUTH_COLUMNS, NAMES, RUN_COLUMNS, TRUTH, SceneResult, place
+from .results import DENSE_COLUMNS, GROUND_TRUTH_COLUMNS, NAMES, RUN_COLUMNS, TRUTH, SceneResult
 
 MAX_VIEWS = 16  # pictures of a scene, evenly spaced
 PICTURE_WIDTH = 220  # pixels
@@ -39,10 +39,9 @@ def pack_scene(result: SceneResult, max_points: int, seed: int = 0) -> dict[str,
     eye = camera_centers(overview(known, reference.extrinsics).extrinsics)
     middle = known.median(dim=0).values
     views = torch.linspace(0, len(images) - 1, min(MAX_VIEWS, len(images))).round().long().tolist()
-    placed = {method: place(result, method) for method in result.shown}
-    depth_ends = depth_range(placed[result.shown[0]].depth)
+    depth_ends = depth_range(result.placed[result.shown[0]].depth)
     columns = []
-    for method, each in placed.items():
+    for method, each in result.placed.items():
         packed = _pack_cloud(each.cloud, each.known, known, middle, reference.unit, max_points, seed)
         is_reference = method == TRUTH or (method == "dense" and not reference.is_ground_truth)
         columns.append(

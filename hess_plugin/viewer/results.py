@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -60,6 +61,11 @@ class SceneResult:
     def shown(self) -> list[str]:
         """Methods to show, after ground truth where there is any."""
         return [*([TRUTH] if self.reference.is_ground_truth else []), *self.predictions]
+
+    @cached_property
+    def placed(self) -> dict[str, Placed]:
+        """Every method that is shown, as `place` puts it; files, pictures and the page use the same."""
+        return {method: place(self, method) for method in self.shown}
 
     def row(self, method: str) -> dict[str, float]:
         """All numbers of one method."""

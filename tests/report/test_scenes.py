@@ -83,7 +83,8 @@ def test_without_truth_dense_is_the_reference(tmp_path: Path) -> None:
         folders.append(write_predictions(tmp_path / method, method, []))
         run = PredictionFolder(folders[-1]).read_run() | {"views": {scene.name: None}}
         (folders[-1] / "run.json").write_text(json.dumps(run))
-        PredictionFolder(folders[-1]).write(SavedPrediction.of(bent(known, method), scene, False))
+        saved = SavedPrediction.of(bent(known, method), scene, False).with_photos(scene.images)
+        PredictionFolder(folders[-1]).write(saved)
     (result,) = Predictions.read(folders).results()
     assert result.shown == ["dense", "uniform"]
     assert result.metrics["dense"]["point_error"] == pytest.approx(0, abs=1e-5)
