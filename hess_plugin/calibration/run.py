@@ -22,6 +22,7 @@ from ..gates import HeadGates, gate_name
 from ..loading import fingerprint
 from ..processes import from_main, process_state, shared_bar
 from ..scores import ERRORS, HeadScores, ScoresInfo, trace_names
+from .dense_attention import kernel_versions
 from .fisher import check_dense
 from .measuring import measure
 from .records import RecordFolder, SceneRecord, check_out
@@ -103,16 +104,17 @@ def calibrate(
 
 def _describe_run(model: nn.Module, dataset: Dataset, config: CalibrationConfig) -> dict[str, Any]:
     """All that decides the bits of the traces, as JSON values."""
-    settings = dataclasses.asdict(config)
+    device, settings = next(model.parameters()).device, dataclasses.asdict(config)
     del settings["num_scenes"]  # the scenes themselves are listed
     del settings["camera_weight"]  # a recommendation: no trace depends on it
     return {
         "model": fingerprint(model),
-        "device": next(model.parameters()).device.type,
+        "device": device.type,
         "dataset": dataset.name,
         "dataset_settings": dataset.settings,
         "config": settings,
-        "versions": {name: version(name) for name in ("hess-plugin", "torch", "transformers")},
+        "versions": {name: version(name) for name in ("hess-plugin", "torch", "transformers")}
+        | kernel_versions(device),
         "scene_ids": dataset.choose(config.num_scenes, config.seed),
     }
 
