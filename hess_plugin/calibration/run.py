@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..scores import ERRORS, HeadScores, ScoresInfo, trace_names
 from .dense_attention import kernel_versions
 from .fisher import check_dense
 from .measuring import measure
-from .records import RecordFolder, SceneRecord, check_out
+from .records import ROOT, RecordFolder, SceneRecord, check_out
 from .reproducible import reproducible
 from .summary import bootstrap_interval
 
@@ -111,6 +112,8 @@ def _describe_run(model: nn.Module, dataset: Dataset, config: CalibrationConfig)
         "model": fingerprint(model),
         "device": device.type,
         "dataset": dataset.name,
+        # Another tree may have the same scene ids. Links are not followed, so that data can move behind one.
+        ROOT: None if dataset.root is None else os.path.abspath(dataset.root),
         "dataset_settings": dataset.settings,
         "config": settings,
         "versions": {name: version(name) for name in ("hess-plugin", "torch", "transformers")}
@@ -223,7 +226,8 @@ def _describe_events(
         "device": torch.cuda.get_device_name() if on_gpu else records.run["device"],
         "scenes": [record.described() for record in measured],
         "left_out": dataset.skipped,  # before any scene was drawn, as the annotations tell
-        "run": records.run,
+        # The log lies beside scores that are given away; where the data lies is nobody's business.
+        "run": {name: value for name, value in records.run.items() if name != ROOT},
     }
 
 
