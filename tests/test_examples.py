@@ -234,6 +234,15 @@ class TestBenchmark:
         assert re.fullmatch(r"rank 0: 3 scenes, both errors in \d+\.\d\d s .* peak \d+\.\d\d GB", rank)
         assert re.fullmatch(r"total: 3 scenes in (.*) s = (.*) s per scene; .*", total)
 
+    @pytest.mark.parametrize(("times", "median"), [([9, 8, 5, 4, 6], 5), ([3000, 2000], 2000)])
+    def test_long_calls_are_not_repeated(
+        self, times: list[float], median: float, examples, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module, left = examples["benchmark_layer"], iter(times)
+        monkeypatch.setitem(module.measured.__globals__, "timed", lambda function: (next(left), 0.5))
+        assert module.measured(lambda: None) == (median, 0.5)
+        assert next(left, None) is None
+
     def test_layer(self, examples, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is timed runs; the times themselves need a GPU."""
         module, calls = examples["benchmark_layer"], iter(range(1, 99))

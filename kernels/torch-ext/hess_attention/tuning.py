@@ -6,7 +6,9 @@ Every entry computes the same result; they differ in speed only. `kernels/benchm
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 CONFIGS = Path(__file__).parent / "configs"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 _DENSE_BELOW = 35000  # of an H100; launches take as long elsewhere, and slower GPUs gain earlier
 
 
@@ -67,11 +70,24 @@ def choose_tile(
 def dense_below_tokens(device: torch.device) -> int:
     """Tokens from which sparse attention is faster than dense: from the GPU's table, a guess without one.
 
-    On a CPU 0, since there the work that is left out decides.
+    On a CPU 0, since there the work that is left out decides. On a GPU that the kernels cannot run on it is
+    out of reach: gathering keys in PyTorch gains nothing over its fused dense attention.
     """
     if device.type != "cuda":
         return 0
+    if not compiles_for(device):
+        return sys.maxsize
     return gpu_table(torch.cuda.get_device_name(device)).get("dense_below_tokens", _DENSE_BELOW)
+
+
+def compiles_for(device: torch.device) -> bool:
+    """Whether this is a GPU that Triton compiles the kernels for: NVIDIA's since sm_80."""
+    return (
+        HAS_TRITON
+        and device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def default_tile(
