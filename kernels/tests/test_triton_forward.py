@@ -32,6 +32,7 @@ TILES = [
     pytest.param(Tile(4, 3, tma=True), marks=pytest.mark.skipif(CUDA and not HOPPER, reason="sm_90")),
     Tile(4, 2, parts=2),
     Tile(4, 2, frozen=True),
+    Tile(4, 2, pairs=True),
 ]
 
 
@@ -163,6 +164,8 @@ def test_heads_by_budget() -> None:
     counts = torch.tensor([[[1, 1], [5, 5]], [[2, 2], [9, 1]]])
     order = triton_forward.heads_by_budget(counts.flatten(0, 1)[None])
     assert counts.flatten(0, 1).sum(1)[order].tolist() == [10, 10, 4, 2]
+    order = triton_forward.heads_in_pairs(counts.flatten(0, 1)[None])
+    assert counts.flatten(0, 1).sum(1)[order].tolist() == [10, 2, 10, 4]
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
