@@ -33,6 +33,7 @@ TILES = [
     Tile(4, 2, parts=2),
     Tile(4, 2, frozen=True),
     Tile(4, 2, pairs=True),
+    Tile(4, 2, turns=True),
 ]
 
 

@@ -69,6 +69,7 @@ def forward(
             BLOCK_N=kv_block_size,
             PARTS=tile.parts,
             HEADS_AT_ONCE=at_once,
+            TURNS=tile.turns,
             TMA=tile.tma,
             FROZEN=tile.frozen and not redo,
             REDO=redo,
@@ -128,13 +129,13 @@ def _attend_ends(
 
 @triton.jit
 def _attend_listed(
-    q, k_source, v_source, head, tokens, blocks, count, acc, total, peak, scale,
+    q, k_source, v_source, head, tokens, blocks, count, step, acc, total, peak, scale,
     DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
-    """The hot loop: the first `count` blocks of the list, all whole."""
+    """The hot loop: `count` blocks, all whole, from where `blocks` points to on; `step` is 1 or -1."""
     for i in tl.range(0, count):
         acc, total, peak = _attend(
-            q, k_source, v_source, head, tl.load(blocks + i) * BLOCK, tokens, acc, total, peak, scale,
+            q, k_source, v_source, head, tl.load(blocks + i * step) * BLOCK, tokens, acc, total, peak, scale,
             DIM, BLOCK, TMA, True, FROZEN,
         )  # fmt: skip
     return acc, total, peak
@@ -145,7 +146,7 @@ def _forward_kernel(
     q_ptr, k_source, v_source, special_k_source, special_v_source, out_ptr, lse_ptr,
     head_order, kv_num_blocks, kv_indices, width, tokens, num_special, scale,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
-    HEADS_AT_ONCE: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr, REDO: tl.constexpr,
+    HEADS_AT_ONCE: tl.constexpr, TURNS: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr, REDO: tl.constexpr,
 ):  # fmt: skip
     """One row, or part of it; programs of one head follow each other, so its keys stay in the L2 cache."""
     row = tl.program_id(0) // HEADS_AT_ONCE
@@ -169,8 +170,13 @@ def _forward_kernel(
         q, k_source, v_source, special_k_source, special_v_source, head, tokens, num_special, has_partial,
         peak, scale, DIM, BLOCK_M, BLOCK_N, TMA, FROZEN,
     )  # fmt: skip
+    whole = count - has_partial.to(tl.int32)
+    step = 1
+    if TURNS:
+        step = 1 - 2 * (row % 2)
+        blocks += row % 2 * (whole - 1)
     acc, total, peak = _attend_listed(
-        q, k_source, v_source, head, tokens, blocks, count - has_partial.to(tl.int32), acc, total, peak,
+        q, k_source, v_source, head, tokens, blocks, whole, step, acc, total, peak,
         scale, DIM, BLOCK_N, TMA, FROZEN,
     )  # fmt: skip
 
