@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -21,7 +22,7 @@ from hess_plugin.models.vggt import VggtModel
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OFFICE = EXAMPLES.parent / "hess_plugin/assets/hololens_office"
 NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "muon", "compare_allocations")
-NAMES += ("benchmark_calibration", "benchmark_layer")
+NAMES += ("benchmark_calibration", "benchmark_layer", "bfloat16_error")
 
 
 @pytest.fixture(autouse=True)
@@ -222,6 +223,27 @@ class TestComparison:
             assert {name: f"{measured[method, name].value:.4f}" for name in printed} == printed
             assert f"{measured[method, 'ate'].density:.4f}" == f"{density[method]:.4f}"
         assert measured["hess", "ate"].command.endswith("--scenes 2 --views 4 --density 0.5")
+
+
+class TestHalfPrecision:
+    def test_table(self, examples, capsys: pytest.CaptureFixture[str]) -> None:
+        examples["bfloat16_error"].main(["--scenes", "1", "--views", "3"])
+        rows = capsys.readouterr().out.splitlines()[-4:]
+        errors = torch.tensor([[float(x) for x in re.findall(r"([\d.]+)%", row)] for row in rows])
+        assert errors.shape == (4, 5)
+        assert (errors[0] == 0).all()
+        assert (errors[1:] > 0).all()
+        assert (errors[1:] < 2).all()
+        assert (errors[3] > errors[1]).all()  # arithmetic adds to rounded weights
+
+    def test_kept_layers_follow_the_residual_stream(self, examples) -> None:
+        module = examples["bfloat16_error"]
+        model = module.load_model(module.DemoSettings())[0]
+        rounded, images = module.body_in_bfloat16(copy.deepcopy(model)), torch.rand(1, 2, 3, 112, 112)
+        with torch.inference_mode():
+            assert {x.dtype for x in rounded.aggregator(images).values()} == {torch.bfloat16}
+            with torch.autocast("cpu", torch.bfloat16):
+                assert {x.dtype for x in model.aggregator(images).values()} == {torch.float32}
 
 
 class TestBenchmark:
