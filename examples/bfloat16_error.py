@@ -1,6 +1,6 @@
 """What half precision costs: outputs with the residual stream in float32 and in bfloat16, beside float32.
 
-    python examples/bfloat16_error.py --scenes 24             # the small trained model
+    python examples/bfloat16_error.py --scenes 12             # the small trained model
     python examples/bfloat16_error.py --random-1b --views 8   # VGGT-1B with random weights, on a GPU
 
 The heads are in float32 throughout. Errors are |output - float32| / |float32|, medians over scenes; AUC@30 is
@@ -86,7 +86,7 @@ def table(model: VggtModel, options: argparse.Namespace) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--scenes", type=int, default=24)
+    parser.add_argument("--scenes", type=int, default=12)
     parser.add_argument("--views", type=int, default=16)
     parser.add_argument(
         "--random-1b", action="store_true", help="VGGT-1B with random weights, layer scales 1"

@@ -145,8 +145,8 @@ def _attend_listed(
 def _forward_kernel(
     q_ptr, k_source, v_source, special_k_source, special_v_source, out_ptr, lse_ptr,
     head_order, kv_num_blocks, kv_indices, width, tokens, num_special, scale,
-    DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
-    HEADS_AT_ONCE: tl.constexpr, TURNS: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr, REDO: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, TMA: tl.constexpr,
+    FROZEN: tl.constexpr, REDO: tl.constexpr, HEADS_AT_ONCE: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
     """One row, or part of it; programs of one head follow each other, so its keys stay in the L2 cache."""
     row = tl.program_id(0) // HEADS_AT_ONCE
