@@ -100,7 +100,7 @@ class Pi3Model(PreTrainedModel):
             imgs: [B, V, 3, height, width] or [V, 3, height, width] (B = 1), RGB in [0, 1]; height and width
                 are multiples of `config.patch_size`. `Pi3ImageProcessor` makes it from photos.
             output_device: where the outputs are to be; each chunk of views goes there when it is finished.
-                "cpu" saves a GPU 28 bytes per pixel; None leaves them beside the images.
+                "cpu" saves a GPU 28 bytes per pixel; None: where the model is.
 
         Raises:
             ValueError: if shape or dtype do not fit.

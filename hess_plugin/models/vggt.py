@@ -158,8 +158,8 @@ class VggtModel(PreTrainedModel):
         Args:
             images: RGB in [0, 1]; height and width are multiples of the patch size.
             query_points: [N, 2] or [B, N, 2], (x, y) in pixels of the first view, to be tracked in all views.
-            output_device: where the outputs are to be; each chunk of maps goes there when it is finished. "cpu"
-                saves a GPU 24 bytes per pixel; None leaves them with the images, which stay where they are.
+            output_device: where outputs are to be, but for the images; each chunk of maps goes there when it
+                is finished. "cpu" saves a GPU 24 bytes per pixel. None: where the model is.
 
         Raises:
             ValueError: if shapes or dtypes do not fit, or points are given to a model without track head.

@@ -45,7 +45,8 @@ class TestOutputDevice:
             there = tiny_vggt(vggt_images, output_device="meta")
         assert list(there) == list(here)
         for name, value in there.items():
-            for moved, kept in zip(*([x] if torch.is_tensor(x) else x for x in (value, here[name]))):
+            pair = ([x] if torch.is_tensor(x) else x for x in (value, here[name]))
+            for moved, kept in zip(*pair, strict=True):
                 assert moved.device.type == ("cpu" if name == "images" else "meta"), name
                 assert moved.shape == kept.shape
         assert_same(tiny_vggt(vggt_images, output_device="cpu"), here, tolerance=0)
