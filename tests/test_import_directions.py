@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "attention": "backbones processor",
     "handle": "attention scores",
     "patch": "attention backbones config handle processor scores",
+    "low_memory": "backbones",
     "plots": "errors geometry",
     "tables": "scores",
     "sidecar": "config errors files scores",
