@@ -58,18 +58,18 @@ class VggtBackbone(Backbone):
         return conv_patch_size(model.aggregator.patch_embed)
 
     def pieces(self, model: Any) -> Pieces | None:
-        """Of the original class; the native one keeps what is read only, as a dict, and says so."""
+        """Of the original class; the native one keeps only what is read, as a dict."""
         aggregator = model.aggregator
         if type(self) is not VggtBackbone or hasattr(aggregator, "output_layers"):
             return None  # relatives put their outputs together in other ways
         within = (*getattr(aggregator.patch_embed, "blocks", ()), *aggregator.frame_blocks)
         depth = len(aggregator.global_blocks)
-        heads = (getattr(module, "intermediate_layer_idx", ()) for module in model.modules())
-        read = {layer % depth for layers in heads for layer in layers} | {
-            depth - 1
-        }  # the camera head: the last
+        heads = (getattr(module, "intermediate_layer_idx", None) for module in model.modules())
+        read = {-1, *(layer for layers in heads for layer in layers or ())}  # the camera head reads the last
         mlps = tuple(block.mlp for block in (*within, *aggregator.global_blocks))
-        return Pieces(within, mlps, aggregator.camera_token.shape[-1], depth, frozenset(read))
+        return Pieces(
+            within, mlps, aggregator.camera_token.shape[-1], depth, frozenset(i % depth for i in read)
+        )
 
     def project_qkv(self, attn: Any, x: Tensor, pos: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         """The original rotates what the norms return (float32 under autocast) and rounds at the product."""
