@@ -1,4 +1,4 @@
-"""A model of the original class in pieces: same results, fewer tokens at a time, unread outputs take nothing."""
+"""A model of the original class in pieces: same results, fewer tokens at a time, nothing kept unread."""
 
 from __future__ import annotations
 

@@ -65,11 +65,10 @@ class VggtBackbone(Backbone):
         within = (*getattr(aggregator.patch_embed, "blocks", ()), *aggregator.frame_blocks)
         depth = len(aggregator.global_blocks)
         heads = (getattr(module, "intermediate_layer_idx", None) for module in model.modules())
-        read = {-1, *(layer for layers in heads for layer in layers or ())}  # the camera head reads the last
+        read = {-1, *(layer for used in heads for layer in used or ())}  # the camera head reads the last
         mlps = tuple(block.mlp for block in (*within, *aggregator.global_blocks))
-        return Pieces(
-            within, mlps, aggregator.camera_token.shape[-1], depth, frozenset(i % depth for i in read)
-        )
+        layers = frozenset(layer % depth for layer in read)
+        return Pieces(within, mlps, aggregator.camera_token.shape[-1], depth, layers)
 
     def project_qkv(self, attn: Any, x: Tensor, pos: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         """The original rotates what the norms return (float32 under autocast) and rounds at the product."""
