@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .hub import from_pretrained as from_pretrained
     from .hub import register as register
     from .hub import unregister as unregister
+    from .low_memory import save_memory as save_memory
     from .models import Pi3Config as Pi3Config
     from .models import Pi3ImageProcessor as Pi3ImageProcessor
     from .models import Pi3Model as Pi3Model
@@ -41,6 +42,7 @@ _HOME = {
     "apply_hess": "patch",
     "from_pretrained": "hub",
     "register": "hub",
+    "save_memory": "low_memory",
     "unregister": "hub",
 }
 

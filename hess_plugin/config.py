@@ -89,7 +89,7 @@ class HeSSConfig(_Checked):
     q_block_size: int = 128  # patch queries per block
     kv_block_size: int = 64  # patch keys per block
     dense_layers: tuple[int, ...] = ()  # indices among the global layers that stay dense
-    dense_below_tokens: int | Literal["auto"] = 0  # shorter ones stay dense; "auto": where that is faster
+    dense_below_tokens: int | Literal["auto"] = 0  # shorter ones stay dense; "auto": where dense is faster
     backend: Backend = "auto"  # Triton's kernels on NVIDIA GPUs, "reference" elsewhere; "flex" by name
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from hess_plugin.models.vggt import VggtModel
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OFFICE = EXAMPLES.parent / "hess_plugin/assets/hololens_office"
 NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "muon", "compare_allocations")
-NAMES += ("benchmark_calibration", "benchmark_layer")
+NAMES += ("benchmark_calibration", "benchmark_layer", "bfloat16_error")
 
 
 @pytest.fixture(autouse=True)
@@ -246,6 +247,27 @@ class TestComparison:
         assert measured["hess", "ate"].command.endswith("--scenes 2 --views 4 --density 0.5")
 
 
+class TestHalfPrecision:
+    def test_table(self, examples, capsys: pytest.CaptureFixture[str]) -> None:
+        examples["bfloat16_error"].main(["--scenes", "1", "--views", "3"])
+        rows = capsys.readouterr().out.splitlines()[-4:]
+        errors = torch.tensor([[float(x) for x in re.findall(r"([\d.]+)%", row)] for row in rows])
+        assert errors.shape == (4, 5)
+        assert (errors[0] == 0).all()
+        assert (errors[1:] > 0).all()
+        assert (errors[1:] < 2).all()
+        assert (errors[3] > errors[1]).all()  # arithmetic adds to rounded weights
+
+    def test_kept_layers_follow_the_residual_stream(self, examples) -> None:
+        module = examples["bfloat16_error"]
+        model = module.load_model(module.DemoSettings())[0]
+        rounded, images = module.body_in_bfloat16(copy.deepcopy(model)), torch.rand(1, 2, 3, 112, 112)
+        with torch.inference_mode():
+            assert {x.dtype for x in rounded.aggregator(images).values()} == {torch.bfloat16}
+            with torch.autocast("cpu", torch.bfloat16):
+                assert {x.dtype for x in model.aggregator(images).values()} == {torch.float32}
+
+
 class TestBenchmark:
     def test_report(self, examples, capsys: pytest.CaptureFixture[str]) -> None:
         options = "--tiny --scenes 3 --views 3 --width 28 --no-icp"
@@ -255,6 +277,15 @@ class TestBenchmark:
         assert "3 views of 28 x 28 pixels, bfloat16, neighbors exact, ICP off" in model
         assert re.fullmatch(r"rank 0: 3 scenes, both errors in \d+\.\d\d s .* peak \d+\.\d\d GB", rank)
         assert re.fullmatch(r"total: 3 scenes in (.*) s = (.*) s per scene; .*", total)
+
+    @pytest.mark.parametrize(("times", "median"), [([9, 8, 5, 4, 6], 5), ([3000, 2000], 2000)])
+    def test_long_calls_are_not_repeated(
+        self, times: list[float], median: float, examples, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module, left = examples["benchmark_layer"], iter(times)
+        monkeypatch.setitem(module.measured.__globals__, "timed", lambda function: (next(left), 0.5))
+        assert module.measured(lambda: None) == (median, 0.5)
+        assert next(left, None) is None
 
     def test_layer(self, examples, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is timed runs; the times themselves need a GPU."""

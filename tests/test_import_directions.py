@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "attention": "backbones processor",
     "handle": "attention scores",
     "patch": "attention backbones config handle processor scores",
+    "low_memory": "backbones",
     "plots": "errors geometry",
     "tables": "scores",
     "sidecar": "config errors files scores",
@@ -58,7 +59,7 @@ MAY_IMPORT = {
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation scores sidecar upload",
     "demo_results": "files plots scores tables viewer",
-    "benchmark": "attention config errors files kernels loading models patch plots scores sparsity",
+    "benchmark": "attention backbones config errors files kernels loading models patch plots scores sparsity",
     "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables "
     "viewer",
     "cli": "benchmark calibration config datasets demo demo_results errors evaluation files hub models "

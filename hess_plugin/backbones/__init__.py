@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .base import Backbone, Reconstruction, TokenLayout
+from .base import Backbone, Pieces, Reconstruction, TokenLayout
 from .depth_anything3 import DepthAnything3Backbone
 from .map_anything import MapAnythingBackbone
 from .pi3 import Pi3Backbone
@@ -13,7 +13,7 @@ from .streamvggt import StreamVggtBackbone
 from .vggt import VggtBackbone
 from .vggt_omega import VggtOmegaBackbone
 
-__all__ = ["BACKBONES", "Backbone", "Reconstruction", "TokenLayout", "find_backbone"]
+__all__ = ["BACKBONES", "Backbone", "Pieces", "Reconstruction", "TokenLayout", "find_backbone"]
 
 # No model matches two of them, so their order means nothing.
 BACKBONES: tuple[Backbone, ...] = (

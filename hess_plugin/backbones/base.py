@@ -75,6 +75,17 @@ class Reconstruction:
     depth: Tensor  # [B, V, height, width]
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """What `save_memory` may do to a model: call modules piece by piece, drop outputs that no head reads."""
+
+    by_view: tuple[nn.Module, ...]  # the first axis is views, which do not see each other
+    by_token: tuple[nn.Module, ...]  # [..., C] to [..., C], tokens do not see each other
+    width: int  # C of the two halves of which each layer output is put together
+    depth: int  # number of layer outputs
+    read_layers: frozenset[int]  # those that a head reads
+
+
 class Backbone(ABC):
     """One model family, recognised by its module tree. Stateless: every fact is read from the model given.
 
@@ -123,6 +134,10 @@ class Backbone(ABC):
 
         `point_source` says where points come from in a family that predicts them twice.
         """
+
+    def pieces(self, model: Any) -> Pieces | None:
+        """See `Pieces`; None where they are not known, or where the model saves memory by itself."""
+        return None
 
     def predict(self, model: Any, images: Tensor) -> Any:
         """Outputs for images [B, V, 3, height, width] in [0, 1], in the family's own form, with gradients.

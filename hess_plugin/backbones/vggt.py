@@ -11,6 +11,7 @@ from ..config import PointSource
 from ..geometry.cameras import decode_pose, unproject_depth
 from .base import (
     Backbone,
+    Pieces,
     Reconstruction,
     TokenLayout,
     are_attention_blocks,
@@ -55,6 +56,19 @@ class VggtBackbone(Backbone):
     def patch_size(self, model: Any) -> tuple[int, int]:
         """From the image encoder."""
         return conv_patch_size(model.aggregator.patch_embed)
+
+    def pieces(self, model: Any) -> Pieces | None:
+        """Of the original class; the native one keeps only what is read, as a dict."""
+        aggregator = model.aggregator
+        if type(self) is not VggtBackbone or hasattr(aggregator, "output_layers"):
+            return None  # relatives put their outputs together in other ways
+        within = (*getattr(aggregator.patch_embed, "blocks", ()), *aggregator.frame_blocks)
+        depth = len(aggregator.global_blocks)
+        heads = (getattr(module, "intermediate_layer_idx", None) for module in model.modules())
+        read = {-1, *(layer for used in heads for layer in used or ())}  # the camera head reads the last
+        mlps = tuple(block.mlp for block in (*within, *aggregator.global_blocks))
+        layers = frozenset(layer % depth for layer in read)
+        return Pieces(within, mlps, aggregator.camera_token.shape[-1], depth, layers)
 
     def project_qkv(self, attn: Any, x: Tensor, pos: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         """The original rotates what the norms return (float32 under autocast) and rounds at the product."""

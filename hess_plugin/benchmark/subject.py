@@ -32,11 +32,15 @@ def build_model(config: VggtConfig, device: torch.device) -> VggtModel:
     with memory_errors(str(device)), input_errors(*kinds, prefix=prefix), torch.device(device):
         torch.manual_seed(0)
         model = VggtModel(config)
-    if device.type == "cuda":
-        for name, child in model.named_children():
-            if name not in model._keep_in_fp32_modules_strict:
-                child.to(torch.bfloat16)
-    return model.eval()
+    return (body_in_bfloat16(model) if device.type == "cuda" else model).eval()
+
+
+def body_in_bfloat16(model: VggtModel) -> VggtModel:
+    """The same model, all but its heads rounded in place: what `from_pretrained(dtype="bfloat16")` gives."""
+    for name, child in model.named_children():
+        if name not in model._keep_in_fp32_modules_strict:
+            child.to(torch.bfloat16)
+    return model
 
 
 def fastest_sdpa(device: torch.device) -> str:

@@ -82,6 +82,11 @@ def in_chunks(
     return tuple(torch.cat(part) for part in zip(*kept, strict=True)) if several else torch.cat(kept)
 
 
+def results_on(device: torch.device | str | None, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of several results, moved to a device as soon as they exist; None leaves them."""
+    return lambda *args, **kwargs: tuple(x.to(device=device) for x in function(*args, **kwargs))
+
+
 def _collected(parts: Iterator[Any], count: int) -> Any:
     """Tensors, or tuples of them, one after the other along the first axis."""
     outputs, filled, several = None, 0, False

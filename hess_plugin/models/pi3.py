@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from ..geometry.cameras import invert_rigid
 from ..hub import register
 from .configuration import Pi3Config
 from .encoder import IMAGE_MEAN, IMAGE_STD, build_encoder
-from .layers import Block, at_least_float32, init_parameters, rope_angles
+from .layers import Block, at_least_float32, in_chunks, init_parameters, results_on, rope_angles
 from .pi3_heads import (
     CAMERA_DIM,
     DECODER_DIM,
@@ -92,12 +93,14 @@ class Pi3Model(PreTrainedModel):
             init.copy_(self.image_mean, _per_channel(IMAGE_MEAN))
             init.copy_(self.image_std, _per_channel(IMAGE_STD))
 
-    def forward(self, imgs: Tensor) -> Pi3Output:
+    def forward(self, imgs: Tensor, output_device: torch.device | str | None = None) -> Pi3Output:
         """Reconstruct B sets of V views.
 
         Args:
             imgs: [B, V, 3, height, width] or [V, 3, height, width] (B = 1), RGB in [0, 1]; height and width
                 are multiples of `config.patch_size`. `Pi3ImageProcessor` makes it from photos.
+            output_device: where the outputs are to be; each chunk of views goes there when it is finished.
+                "cpu" saves a GPU 28 bytes per pixel; None: where the model is.
 
         Raises:
             ValueError: if shape or dtype do not fit.
@@ -106,16 +109,9 @@ class Pi3Model(PreTrainedModel):
         imgs = _checked(imgs[None] if imgs.ndim == 4 else imgs, size)
         num_sets, num_views, _, height, width = imgs.shape
         grid = (height // size, width // size)
-        frame_out, global_out = self._backbone(imgs, grid)
-        heads = [
-            self._heads(torch.cat(tokens, dim=-1), grid)
-            for tokens in zip(
-                frame_out.split(self.frames_chunk_size), global_out.split(self.frames_chunk_size), strict=True
-            )
-        ]
-        points, local_points, conf, poses = (
-            torch.cat(chunks).unflatten(0, (num_sets, num_views)) for chunks in zip(*heads, strict=True)
-        )
+        heads = results_on(output_device, self._heads)
+        chunks = in_chunks(heads, self._backbone(imgs, grid), self.frames_chunk_size, grid)
+        points, local_points, conf, poses = (x.unflatten(0, (num_sets, num_views)) for x in chunks)
         return Pi3Output(points, local_points, conf, poses, invert_rigid(poses[..., :3, :]))
 
     def _backbone(self, imgs: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -138,8 +134,11 @@ class Pi3Model(PreTrainedModel):
                 x = block(x, pos=pos)
         return previous, x
 
-    def _heads(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """World points, local points, confidence and camera-to-world poses of N views, from [N, P, 2C]."""
+    def _heads(
+        self, tokens: Sequence[Tensor], grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """World points, local points, confidence and camera-to-world poses of N views, from two [N, P, C]."""
+        x = torch.cat(tuple(tokens), dim=-1)
         pos = rope_angles(grid, self.point_decoder.head_dim, NUM_SPECIAL_TOKENS, x.device)
         point, conf, camera = (
             at_least_float32(decoder(x, pos)[:, NUM_SPECIAL_TOKENS:])

@@ -17,7 +17,7 @@ from .camera_head import CameraHead
 from .configuration import VggtConfig
 from .dpt_head import DptHead, inverse_log
 from .encoder import IMAGE_MEAN, IMAGE_STD, build_encoder
-from .layers import Block, at_least_float32, in_chunks, init_parameters, rope_angles
+from .layers import Block, at_least_float32, in_chunks, init_parameters, results_on, rope_angles
 from .track_head import MIN_IMAGE_SIDE, TrackHead
 
 NUM_REGISTERS = 4
@@ -147,12 +147,19 @@ class VggtModel(PreTrainedModel):
             init.copy_(module._resnet_mean, _per_channel(IMAGE_MEAN))
             init.copy_(module._resnet_std, _per_channel(IMAGE_STD))
 
-    def forward(self, images: Tensor, query_points: Tensor | None = None) -> VggtOutput:
+    def forward(
+        self,
+        images: Tensor,
+        query_points: Tensor | None = None,
+        output_device: torch.device | str | None = None,
+    ) -> VggtOutput:
         """Reconstruct one scene [V, 3, height, width] or several [B, V, 3, height, width].
 
         Args:
             images: RGB in [0, 1]; height and width are multiples of the patch size.
             query_points: [N, 2] or [B, N, 2], (x, y) in pixels of the first view, to be tracked in all views.
+            output_device: where outputs are to be, but for the images; each chunk of maps goes there when it
+                is finished. "cpu" saves a GPU 24 bytes per pixel. None: where the model is.
 
         Raises:
             ValueError: if shapes or dtypes do not fit, or points are given to a model without track head.
@@ -165,15 +172,18 @@ class VggtModel(PreTrainedModel):
         values: dict[str, Any] = {} if self.training else {"images": images}
         with torch.autocast(images.device.type, enabled=False):  # these heads are float32, as the original's
             if self.camera_head is not None:
-                poses = self.camera_head(layers[self.config.depth - 1][:, :, 0])
+                camera_head = results_on(output_device, self.camera_head)
+                poses = list(camera_head(layers[self.config.depth - 1][:, :, 0]))
                 values |= {"pose_enc": poses[-1], "pose_enc_list": poses}
                 values["extrinsics"], values["intrinsics"] = decode_pose(poses[-1], size)
             for head, name in ((self.depth_head, "depth"), (self.point_head, "world_points")):
                 if head is not None:
-                    maps = in_chunks(head, patches, self.frames_chunk_size, grid, size)
+                    dense = results_on(output_device, head)
+                    maps = in_chunks(dense, patches, self.frames_chunk_size, grid, size)
                     values[name], values[f"{name}_conf"] = (x.unflatten(0, images.shape[:2]) for x in maps)
         if self.track_head is not None and query_points is not None:
-            values["track"], values["vis"], values["conf"] = self.track_head(
+            track_head = results_on(output_device, self.track_head)
+            values["track"], values["vis"], values["conf"] = track_head(
                 patches,
                 grid,
                 size,

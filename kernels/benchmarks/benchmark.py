@@ -144,10 +144,13 @@ def make_case(tokens: int, heads: int, dim: int, sparsity: float, budgets: str, 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     """All rows of the table, as they are measured."""
+    sparse, dense_peers = (
+        {name: peer for name, peer in peers.items() if name in options.peers} for peers in (SPARSE, DENSE)
+    )
     for tokens in options.tokens:
         dense = make_case(tokens, options.heads, options.dim, 0.99, "even", "cuda")
         setting: dict[str, object] = {"tokens": tokens, "sparsity": 0.0, "budgets": "dense"}
-        for row in measure(DENSE, dense, options.heads * tokens**2, options.repeats, options.backward):
+        for row in measure(dense_peers, dense, options.heads * tokens**2, options.repeats, options.backward):
             yield setting | row
         for sparsity in options.sparsity:
             for budgets in options.budgets:
@@ -155,7 +158,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, object]]:
                 measured = 1 - selected_scores(case.counts) / (options.heads * tokens**2)
                 setting = {"tokens": tokens, "sparsity": measured, "budgets": budgets}
                 for row in measure(
-                    SPARSE, case, selected_scores(case.counts), options.repeats, options.backward
+                    sparse, case, selected_scores(case.counts), options.repeats, options.backward
                 ):
                     yield setting | row
 
@@ -177,6 +180,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+    peers = [*SPARSE, *(name for name in DENSE if name not in SPARSE)]
+    parser.add_argument(
+        "--peers", nargs="+", choices=peers, default=peers, help="FlexAttention compiles long"
+    )
     parser.add_argument("--backward", action="store_true", help="time the backward pass instead")
     parser.add_argument("--json", type=Path, help="write the rows, the GPU and the versions here")
     options = parser.parse_args(arguments)

@@ -76,6 +76,16 @@ class TestBenchmark:
         assert "skipped" not in benchmark.line(setting | rows[0])
         assert "flash_attn" in benchmark.line(setting | rows[1])
 
+    def test_only_the_peers_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(benchmark, "measure", lambda peers, *others: ({"peer": name} for name in peers))
+        make = benchmark.make_case
+        monkeypatch.setattr(benchmark, "make_case", lambda *args: make(*args[:-1], "cpu"))
+        size = ["--tokens", "256", "--heads", "2", "--dim", "16", "--sparsity", "0.5", "--budgets", "even"]
+        named = [row["peer"] for row in benchmark.run(benchmark.parse(size))]
+        assert named == [*benchmark.DENSE, *benchmark.SPARSE]
+        options = benchmark.parse([*size, "--peers", "cuDNN", "hess_attention"])
+        assert [row["peer"] for row in benchmark.run(options)] == ["cuDNN", "hess_attention"]
+
     def test_dense_peers_compute_attention(self) -> None:
         case = benchmark.make_case(256, 2, 16, 0.5, "even", "cpu")
         out = benchmark.sdpa("MATH")(case)()

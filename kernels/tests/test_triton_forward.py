@@ -26,12 +26,14 @@ CASES = [  # batch, heads, tokens, dim, special, q block, kv block
 # On a GPU products of float32 are made of three of TF32, which keep 2^-21 of each.
 ROUNDING = {torch.float32: 8 * torch.finfo(torch.float32).eps} if CUDA else {}
 CAPABILITY = torch.cuda.get_device_capability() if CUDA else (8, 0)
-HOPPER = CAPABILITY >= (9, 0)
+HOPPER = CUDA and CAPABILITY >= (9, 0)
 TILES = [
     Tile(4, 2),
     pytest.param(Tile(4, 3, tma=True), marks=pytest.mark.skipif(CUDA and not HOPPER, reason="sm_90")),
     Tile(4, 2, parts=2),
     Tile(4, 2, frozen=True),
+    Tile(4, 2, pairs=True),
+    Tile(4, 2, turns=True),
 ]
 
 
@@ -152,6 +154,31 @@ def test_a_frozen_maximum_in_float16() -> None:
     assert_as_good_as_the_definition([q, k, v, counts, indices], keywords, torch.float16, tile)
 
 
+@pytest.mark.skipif(not HOPPER, reason="needs a GPU with the copy engine; the interpreter knows no bfloat16")
+@pytest.mark.parametrize("options", [{}, {"num_warps": 4, "maxnreg": 160}, {"pairs": True}])
+def test_rows_that_outgrow_a_frozen_maximum_in_bfloat16(options: dict) -> None:
+    """Only a second launch can compute them; the first row of blocks does not outgrow and needs none."""
+    (q, k, v, counts, indices), keywords = random_case(1, 2, 300, 64, 0, 128, 64)
+    counts.fill_(5)
+    indices[:] = torch.arange(5)
+    q[:, :, :128] /= 8
+    q[:, :, 128:] = q[:, :, 128:].abs() * 16
+    k = torch.where(torch.arange(300)[:, None] < 64, k / 8, k.abs() * torch.arange(300)[:, None] / 150)
+    args, keywords = to([q, k, v, counts, indices], keywords, torch.bfloat16)
+    wide = to(args, keywords, torch.float64)
+    scores = wide[0][0] @ wide[0][1].transpose(-2, -1) / 8 / math.log(2)
+    excess = scores.amax(-1) - scores[..., :64].amax(-1)
+    assert excess[..., :128].max() < 20
+    assert 100 < excess[..., 128:].min() < excess[..., 128:].max() < 1000
+    tile = default_tile("forward", CAPABILITY, torch.bfloat16, 64, 128)._replace(**options)
+    assert tile.frozen
+    out, lse = attend(args, keywords, tile)
+    # Probabilities and the result are rounded to bfloat16, nothing else is.
+    eps = torch.finfo(torch.bfloat16).eps
+    assert (out.double() - dense_mask_attention(*wide[0], **wide[1])).abs().max() <= eps * v.abs().max()
+    torch.testing.assert_close(lse.double(), log_sum_exp(*wide), rtol=1e-5, atol=1e-3)
+
+
 def test_same_bits_twice() -> None:
     args, keywords = to(*random_case(*CASES[1]), torch.float16)
     first, second = (attend(args, keywords, Tile(4, 2)) for _ in range(2))
@@ -163,6 +190,8 @@ def test_heads_by_budget() -> None:
     counts = torch.tensor([[[1, 1], [5, 5]], [[2, 2], [9, 1]]])
     order = triton_forward.heads_by_budget(counts.flatten(0, 1)[None])
     assert counts.flatten(0, 1).sum(1)[order].tolist() == [10, 10, 4, 2]
+    order = triton_forward.heads_in_pairs(counts.flatten(0, 1)[None])
+    assert counts.flatten(0, 1).sum(1)[order].tolist() == [10, 2, 10, 4]
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")

@@ -73,14 +73,21 @@ def test_defaults_can_be_launched(kernel: str, dtype: torch.dtype, q_block: int)
             assert tile.tma == (kernel == "forward" and capability >= (9, 0))
 
 
-def test_dense_below_tokens(gpu) -> None:  # type: ignore[no-untyped-def]
+def test_dense_below_tokens(gpu, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(tuning, "HAS_TRITON", True)
     gpu("NVIDIA H100 80GB HBM3", (9, 0))
     table = json.loads((tuning.CONFIGS / "nvidia_h100.json").read_text(encoding="utf-8"))
     assert tuning.dense_below_tokens(CUDA) == table["dense_below_tokens"]
     assert tuning.dense_below_tokens(torch.device("cpu")) == 0
     gpu("NVIDIA A100-SXM4-80GB", (8, 0))
     with pytest.warns(UserWarning, match="no tuned launch options"):
-        assert tuning.dense_below_tokens(CUDA) > 0
+        assert 0 < tuning.dense_below_tokens(CUDA) < 10**6
+    # Where the kernels cannot run, sparse attention never catches up.
+    gpu("Tesla V100-SXM2-32GB", (7, 0))
+    assert tuning.dense_below_tokens(CUDA) > 10**12
+    gpu("NVIDIA H100 80GB HBM3", (9, 0))
+    monkeypatch.setattr(tuning, "HAS_TRITON", False)
+    assert tuning.dense_below_tokens(CUDA) > 10**12
 
 
 def test_launch_options() -> None:

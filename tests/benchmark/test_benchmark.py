@@ -81,6 +81,16 @@ def test_the_stopwatch_leaves_nothing_behind(config: VggtConfig) -> None:
     handle.remove()
 
 
+def test_one_sparse_layer_warms_up(config: VggtConfig) -> None:
+    model = subject.build_model(config, torch.device("cpu"))
+    run._warm_up(model, 3, (8, 8), "default")  # dense: there is nothing to compile
+    handle = apply_hess(model, subject.log_normal_scores(model), run._sparse_config(settings(Path("."))))
+    run._warm_up(model, 3, (8, 8), "default")
+    attended = [m.processor.num_blocks for m in model.modules() if isinstance(m, HeSSAttention)]
+    assert attended == [2 * 3, 0]  # of 192 patches, in the first layer alone
+    handle.remove()
+
+
 def test_the_choice_of_sdpa_takes_float32_too() -> None:
     x = torch.ones(1, 1, 4, 8)
     for name in subject.SDPA:

@@ -120,6 +120,15 @@ def test_result_does_not_depend_on_the_chunk_size(tiny_pi3, chunk, monkeypatch):
         torch.testing.assert_close(out[key], expected[key], atol=1e-5, rtol=1e-5)
 
 
+def test_output_device(tiny_pi3):
+    imgs = images(1, 9, 3, 28, 28)
+    with torch.inference_mode():
+        here, there = tiny_pi3(imgs), tiny_pi3(imgs, output_device="meta")
+    assert list(there) == list(here)
+    assert {value.device.type for value in there.values()} == {"meta"}
+    assert all(there[key].shape == here[key].shape for key in here)
+
+
 def test_bad_input(tiny_pi3):
     for shape in [(3, 28, 28), (1, 2, 4, 28, 28), (1, 0, 3, 28, 28), (1, 1, 1, 3, 28, 28)]:
         with pytest.raises(ValueError, match=r"imgs must be \[V, 3, height, width\] or .*, got \["):

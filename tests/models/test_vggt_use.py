@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from vggt_helpers import MAPS, assert_same, tiny_config
 
 from hess_plugin.models import VggtConfig, VggtModel, VggtOutput
 from hess_plugin.models.encoder import IMAGE_MEAN, IMAGE_STD
+from hess_plugin.models.layers import in_chunks, results_on
 
 
 class TestChunks:
@@ -31,6 +33,38 @@ class TestChunks:
             gradients.append(model.aggregator.camera_token.grad)
         assert_same(outs[1], outs[0], tolerance=1e-10)
         assert relative_error(gradients[1], gradients[0]) < 1e-10
+
+
+class TestOutputDevice:
+    """The device without memory stands for another one."""
+
+    @pytest.mark.parametrize("gradients", [False, True])
+    def test_outputs_go_there(self, tiny_vggt, vggt_images, gradients):
+        with torch.set_grad_enabled(gradients):
+            here = tiny_vggt(vggt_images)
+            there = tiny_vggt(vggt_images, output_device="meta")
+        assert list(there) == list(here)
+        for name, value in there.items():
+            pair = ([x] if torch.is_tensor(x) else x for x in (value, here[name]))
+            for moved, kept in zip(*pair, strict=True):
+                assert moved.device.type == ("cpu" if name == "images" else "meta"), name
+                assert moved.shape == kept.shape
+        assert_same(tiny_vggt(vggt_images, output_device="cpu"), here, tolerance=0)
+
+    def test_no_two_chunks_are_kept(self):
+        made = []
+
+        def head(chunk: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            assert not any(ref() is not None for ref in made[:-1])  # at most the last one
+            result = chunk + 1
+            made.append(weakref.ref(result))
+            return (result,)
+
+        with torch.no_grad():
+            (out,) = in_chunks(results_on("meta", head), torch.zeros(7, 3), 2)
+        assert out.shape == (7, 3)
+        assert out.device.type == "meta"
+        assert len(made) == 4
 
 
 # Loaded weights lie elsewhere in memory, which matrix products of some CPUs show in the last bit.

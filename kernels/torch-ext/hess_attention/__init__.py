@@ -6,7 +6,6 @@ few lines as the mathematics has, what all of them compute.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from torch import Tensor
 from .flex import flex_attention
 from .ops import triton_attention, unsupported
 from .reference import block_mask, dense_mask_attention, gathered_attention
-from .tuning import dense_below_tokens
+from .tuning import HAS_TRITON, compiles_for, dense_below_tokens
 
 __all__ = [
     "BACKENDS",
@@ -39,16 +38,10 @@ class Backend(NamedTuple):
 
 # Read once, as Triton itself does.
 _TRITON_DEVICES = {"cuda", "cpu"} if os.environ.get("TRITON_INTERPRET") == "1" else {"cuda"}
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def _on_a_gpu_that_triton_knows(device: torch.device, *call: Any) -> bool:
-    return (
-        device.type == "cuda"
-        and torch.version.hip is None
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-        and unsupported(device, *call) is None
-    )
+    return compiles_for(device) and unsupported(device, *call) is None
 
 
 #: Fastest first: "auto" takes the first that runs on the tensors' device and is automatic for their type and
@@ -56,7 +49,7 @@ def _on_a_gpu_that_triton_knows(device: torch.device, *call: Any) -> bool:
 BACKENDS: dict[str, Backend] = {
     "triton": Backend(
         triton_attention,
-        lambda device: _HAS_TRITON and device.type in _TRITON_DEVICES,
+        lambda device: HAS_TRITON and device.type in _TRITON_DEVICES,
         _on_a_gpu_that_triton_knows,
     ),
     "flex": Backend(flex_attention, lambda device: device.type == "cuda", lambda *call: False),

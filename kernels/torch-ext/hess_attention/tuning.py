@@ -6,7 +6,9 @@ Every entry computes the same result; they differ in speed only. `kernels/benchm
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 CONFIGS = Path(__file__).parent / "configs"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 _DENSE_BELOW = 35000  # of an H100; launches take as long elsewhere, and slower GPUs gain earlier
 
 
@@ -25,6 +28,8 @@ class Tile(NamedTuple):
     maxnreg: int | None = None  # most registers per thread; fewer let more programs run at a time
     parts: int = 1  # programs that share a block of queries; not for the gradient of the keys
     tma: bool = False  # load keys and values by the copy engine; sm_90 and later
+    pairs: bool = False  # heads with the most and the fewest blocks run side by side; forward only
+    turns: bool = False  # every other row goes through its list backwards, so that not all ask for one block
     frozen: bool = False  # the maximum of a row's first block serves to its end, see `_attend`
     step: int = 64  # queries at a time in the gradient of the keys
 
@@ -67,11 +72,24 @@ def choose_tile(
 def dense_below_tokens(device: torch.device) -> int:
     """Tokens from which sparse attention is faster than dense: from the GPU's table, a guess without one.
 
-    On a CPU 0, since there the work that is left out decides.
+    On a CPU 0, since there the work that is left out decides. On a GPU that the kernels cannot run on it is
+    out of reach: gathering keys in PyTorch gains nothing over its fused dense attention.
     """
     if device.type != "cuda":
         return 0
+    if not compiles_for(device):
+        return sys.maxsize
     return gpu_table(torch.cuda.get_device_name(device)).get("dense_below_tokens", _DENSE_BELOW)
+
+
+def compiles_for(device: torch.device) -> bool:
+    """Whether this is a GPU that Triton compiles the kernels for: NVIDIA's since sm_80."""
+    return (
+        HAS_TRITON
+        and device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def default_tile(
