@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -57,7 +58,7 @@ class HeadGates:
         share = self.info.camera_weight if camera_weight is None else camera_weight
         return share * self.gradients["camera"] + (1 - share) * self.gradients["points"]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Fingerprint of the gradients."""
         return traces_sha256(self.gradients)

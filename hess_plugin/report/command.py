@@ -20,7 +20,7 @@ from .figures import COMPARISONS, comparison_figure, heatmap_figure, stability_f
 from .page import write_report_page
 from .results import Sweep
 from .scenes import Predictions
-from .tables import SIGNIFICANT, ablation, all_settings, full_results, runtime
+from .tables import SIGNIFICANT, ablation, accelerations, all_settings, full_results, runtime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,7 +109,8 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, str, Figure | None]]:
 
 
 def _section(sweep: Sweep, pictures: Sequence[str]) -> str:
-    tables = (full_results(sweep), ablation(sweep), runtime(sweep), all_settings(sweep))
+    made = (full_results, ablation, runtime, accelerations, all_settings)
+    tables = [table(sweep) for table in made]
     body = [f"## {sweep.name}", _about(sweep), *pictures, *filter(None, tables), _notes(sweep)]
     return "\n\n".join(body)
 
@@ -148,6 +149,10 @@ def _notes(sweep: Sweep) -> str:
         f"p < {SIGNIFICANT:g}, without a correction for the {compared} comparisons per metric: about "
         f"{by_chance} of them would say so by chance alone.",
     ]
+    if sweep.seconds("dense", None) is None:
+        notes.append(
+            "Seconds were not kept, since several processes shared the device; preset `timing` measures them."
+        )
     if sweep.num_missing:
         notes.append(
             f"{sweep.num_missing} measurements are missing: the sweep was stopped, or extended on "

@@ -107,10 +107,11 @@ class Sweep:
         )
         return max(gaps, default=0.0)
 
-    def seconds(self, method: str, level: Level | None) -> Estimate:
-        """Wall time of the forward pass."""
-        scenes = self._scenes(method, level)
-        return estimate([self._record(scene, method, level).seconds for scene in scenes])
+    def seconds(self, method: str, level: Level | None) -> Estimate | None:
+        """Wall time of the forward pass; None if processes shared the device."""
+        taken = [self._record(scene, method, level).seconds for scene in self._scenes(method, level)]
+        timed = [seconds for seconds in taken if seconds is not None]
+        return estimate(timed) if timed else None
 
     def peak_memory(self, method: str, level: Level | None) -> int:
         """The most that any scene took, bytes; 0 on a CPU."""

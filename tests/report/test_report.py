@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hess_plugin.cli import main
 from hess_plugin.evaluation.measurements import read_measurements
 from hess_plugin.report.command import _section
 from hess_plugin.report.results import Sweep
-from hess_plugin.report.tables import ablation, all_settings, full_results, runtime
+from hess_plugin.report.tables import ablation, accelerations, all_settings, full_results, runtime
 from hess_plugin.sweep.methods import Level
 from hess_plugin.sweep.records import SettingRecord, SweepFolder
 
@@ -81,6 +82,35 @@ def rows_of(table: str) -> list[list[str]]:
     return [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line
     ]
+
+
+def test_accelerations_stand_in_one_table(tmp_path: Path) -> None:
+    folder = SweepFolder(write_sweep(tmp_path / "toy", scenes=2))
+    for scene_id in folder.read_run()["scenes"]:
+        records = folder.read(scene_id)
+        merging = replace(records["hess @ density 0.5"], seconds=0.25, peak_memory=2**30)
+        folder.write(scene_id, records | {"merging @ density 0.5": merging})
+    rows = rows_of(accelerations(Sweep.read(folder.path)) or "")[2:]
+    assert [row[:2] for row in rows] == [
+        ["", "dense"],
+        ["density 0.5", "uniform (SparseVGGT)"],
+        ["density 0.5", "HeSS"],
+        ["density 0.5", "token merging (FastVGGT)"],
+    ]
+    assert rows[0][2:4] == ["1.0000", "0.9050"]
+    assert rows[0][-2:] == ["2.000 (2.000 to 2.000)", "n/a"]
+    assert rows[3][-2:] == ["0.250 (0.250 to 0.250)", "1.00"]
+
+
+def test_seconds_of_a_shared_device_are_not_shown(tmp_path: Path) -> None:
+    folder = SweepFolder(write_sweep(tmp_path / "toy", scenes=2))
+    for scene_id in folder.read_run()["scenes"]:
+        untimed = {key: replace(record, seconds=None) for key, record in folder.read(scene_id).items()}
+        folder.write(scene_id, untimed | {"merging @ density 0.5": untimed["hess @ density 0.5"]})
+    sweep = Sweep.read(folder.path)
+    assert runtime(sweep) is None
+    assert accelerations(sweep) is None
+    assert "Seconds were not kept" in _section(sweep, [])
 
 
 def test_levels_go_from_dense_to_sparse(sweep: Sweep) -> None:

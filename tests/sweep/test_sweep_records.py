@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from dataclasses import replace
@@ -14,13 +15,14 @@ from sweeping import SYNTHETIC, scene_records, sweep
 from hess_plugin.cli import main
 from hess_plugin.errors import InputError
 from hess_plugin.sweep import command, measuring
+from hess_plugin.sweep import records as records_module
 from hess_plugin.sweep.records import SettingRecord, SweepFolder
 
 
 def test_nothing_is_measured_twice(
     model: Path, swept: SweepFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = {path: path.read_bytes() for path in swept.path.rglob("*.json")}
+    before = {path: path.read_bytes() for path in swept.path.rglob("*.json*")}
 
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
@@ -28,7 +30,7 @@ def test_nothing_is_measured_twice(
     with monkeypatch.context() as patch:
         patch.setattr(measuring, "predict", refuse)
         sweep(model, swept.path, *SYNTHETIC)
-    after = {path: path.read_bytes() for path in swept.path.rglob("*.json")}
+    after = {path: path.read_bytes() for path in swept.path.rglob("*.json*")}
     assert after == before
 
 
@@ -127,15 +129,42 @@ class TestFolder:
         read = folder.read("apple/1")["dense"]
         assert math.isnan(read.metrics["ate"])
         assert replace(read, metrics={}) == replace(record, metrics={})
-        assert "NaN" not in (tmp_path / "records/apple/1.json").read_text()
+        assert b"NaN" not in gzip.decompress((tmp_path / "records/apple/1.json.gz").read_bytes())
 
     def test_damaged_records_count_as_not_measured(self, tmp_path: Path) -> None:
         folder = SweepFolder(tmp_path)
         assert folder.read("s") == {}
         folder.write("s", {"dense": SettingRecord({"dense": True})})
-        path = tmp_path / "records/s.json"
-        path.write_text(path.read_text()[:-5])
-        assert folder.read("s") == {}
+        path = tmp_path / "records/s.json.gz"
+        whole = path.read_bytes()
+        for damaged in (
+            whole[:-5],
+            whole[:15] + b"\xff" + whole[16:],
+            b"{}",
+            gzip.compress(b'{"dense": {"a": 1}}'),
+        ):
+            path.write_bytes(damaged)
+            assert folder.read("s") == {}
+
+    def test_equal_records_are_equal_bytes(self, tmp_path: Path) -> None:
+        path = tmp_path / "records/s.json.gz"
+        SweepFolder(tmp_path).write("s", {"dense": SettingRecord({"dense": True})})
+        before = path.read_bytes()
+        path.unlink()
+        SweepFolder(tmp_path).write("s", {"dense": SettingRecord({"dense": True})})
+        assert path.read_bytes() == before
+
+    @pytest.mark.parametrize(("every", "while_open"), [(0.0, 1), (60.0, 0)])
+    def test_kept_now_and_then_and_at_the_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, while_open: int
+    ) -> None:
+        monkeypatch.setattr(records_module, "WRITE_EVERY", every)
+        folder = SweepFolder(tmp_path)
+        with pytest.raises(KeyboardInterrupt), folder.kept("s", {}) as keep:
+            keep("dense", SettingRecord({"dense": True}))
+            assert len(folder.read("s")) == while_open
+            raise KeyboardInterrupt
+        assert list(folder.read("s")) == ["dense"]
 
     def test_another_sweep_is_refused(self, tmp_path: Path) -> None:
         folder = SweepFolder(tmp_path)
