@@ -19,7 +19,7 @@ def nearest_neighbors(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]
     """The nearest reference point of every query point.
 
     The search is exact: it goes down a tree of bounding boxes and leaves out a box only when it lies farther
-    than points already found. On a GPU small clouds are compared point by point, with the same result. It runs
+    than points already found. On a GPU small clouds are compared point by point, with the same result. All is
     in float64, so a neighbour is the true one up to that rounding.
     Deterministic. No gradient passes.
 

@@ -16,6 +16,7 @@ from ..evaluation.predictions import RUN_FILE
 from ..files import write_atomic
 from ..plots.figure import png, svg
 from ..sweep.methods import BASELINE, Level
+from .claims import claims
 from .figures import COMPARISONS, comparison_figure, heatmap_figure, stability_figure
 from .page import write_report_page
 from .results import Sweep
@@ -87,7 +88,7 @@ def measurements_of(sweep: Sweep) -> Iterator[Measurement]:
                     density=sweep.density(name, level),
                     num_scenes=cell.num_scenes,
                     num_views=sweep.num_views,
-                    command=sweep.run["command"],
+                    command="; ".join(sweep.run["commands"]),
                 )
 
 
@@ -111,8 +112,8 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, str, Figure | None]]:
 def _section(sweep: Sweep, pictures: Sequence[str]) -> str:
     made = (full_results, ablation, runtime, accelerations, all_settings)
     tables = [table(sweep) for table in made]
-    body = [f"## {sweep.name}", _about(sweep), *pictures, *filter(None, tables), _notes(sweep)]
-    return "\n\n".join(body)
+    body = [f"## {sweep.name}", _about(sweep), claims(sweep), *pictures, *tables, _notes(sweep)]
+    return "\n\n".join(filter(None, body))
 
 
 def _about(sweep: Sweep) -> str:
@@ -123,7 +124,7 @@ def _about(sweep: Sweep) -> str:
     return "\n".join(
         [
             "```bash",
-            run["command"],
+            *run["commands"],
             "```",
             f"- model {model['name']}{revision} ({model['family']}, weights {model['sha256'][:12]})",
             f"- {len(sweep.records)} scenes of {run['dataset']} x {run['num_views'] or 'all'} views, seed "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..sweep.methods import BASELINE, METHODS, Level
+from ..sweep.presets import TABLE_2_LEVELS
 from .results import Metric, Sweep
 
 TABLE_1 = (("key", "W_K"), ("value", "W_V"), ("linear", "Linear"), ("softmax", "Softmax"), ("log", "Log"))
 TABLE_1_LEVEL = Level(0.8, 0.4)
-TABLE_2_LEVELS = (Level(0.5, 0.9), Level(0.8, 0.4))
 ACCELERATIONS = (BASELINE, "hess", "michel", "kwon", "merging")
 _COST = ("Seconds", "Peak GiB")
 _LABELS = {"vggt": "S1", "pi3": "S2"}  # tables of the paper by model family
@@ -151,9 +151,7 @@ def _row(sweep: Sweep, name: str, level: Level, metric: Metric) -> list[str]:
     if name == BASELINE:
         return [*row, "", "", "", ""]
     difference = cell.difference
-    verdict = ""
-    if cell.p < SIGNIFICANT:
-        verdict = "better" if metric.is_better(difference.mean, 0) else "worse"
+    verdict = metric.verdict(difference.mean, cell.p < SIGNIFICANT)
     signed = f"{difference.mean:+.4f}"
     return [*row, signed, _interval(metric, difference.low, difference.high), format_p(cell.p), verdict]
 

@@ -194,7 +194,7 @@ def _describe(
     dataset, views = run.choose_views(model, calibrated, preset.num_scenes, num_views)
     return {
         "format": FORMAT,
-        "command": run.command,
+        "commands": [run.command],
         "model": describe_model(run.model, model),
         "dataset": dataset.name,
         "dataset_settings": dataset.settings,

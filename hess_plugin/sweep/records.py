@@ -24,8 +24,9 @@ RUN_FILE, RECORDS, SCORES = "sweep.json", "records", "scores"
 FORMAT = 1
 WRITE_EVERY = 5.0  # seconds; each time all of a scene is written
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, ValueError, TypeError, AttributeError)
+_OPTIONAL = ("other_scores", "gates")  # some methods need them, so that not every call has them
 # May change between calls.
-_NOT_IDENTITY = ("command", "scenes", "settings", "scores", "other_scores", "gates")
+_NOT_IDENTITY = ("commands", "scenes", "settings", "scores", *_OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class SweepFolder:
             )
         settings = {each["key"]: each for each in (*before["settings"], *run["settings"])}
         merged = run | {"scenes": scenes, "settings": list(settings.values())}
+        merged["commands"] = list(dict.fromkeys([*before.get("commands", ()), *run["commands"]]))
+        merged |= {name: run.get(name) or before.get(name) for name in _OPTIONAL}
         self._run_file.begin(merged, _NOT_IDENTITY)
 
     def read_run(self) -> dict[str, Any]:
