@@ -36,8 +36,8 @@ def claims(sweep: Sweep) -> str | None:
     headings = ["HeSS against", "In the paper", "Levels", *(metric.heading for metric in sweep.metrics)]
     note = (
         "Levels at which HeSS is **better** / not clearly either / worse, by the paired test at "
-        f"p < {SIGNIFICANT:g}; in brackets the mean difference over levels. The paper says better wherever it "
-        "compares."
+        f"p < {SIGNIFICANT:g}; in brackets the mean difference over levels. Wherever the paper compares, it "
+        "says better."
     )
     return f"### What of the paper comes out here\n\n{note}\n\n{markdown_table(headings, rows)}"
 
