@@ -71,6 +71,11 @@ class HeadGates:
         write_atomic(folder / GATES_FILE, sorted_header(safetensors.torch.save(tensors, metadata)))
 
     @classmethod
+    def beside(cls, folder: Path) -> Self | None:
+        """The gates in a folder of scores, None without any; InputError as of `load`."""
+        return cls.load(folder) if (folder / GATES_FILE).is_file() else None
+
+    @classmethod
     def load(cls, folder: Path) -> Self:
         """Read the gates of a folder.
 

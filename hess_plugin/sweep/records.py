@@ -23,7 +23,7 @@ from ..files import finite, write_atomic
 RUN_FILE, RECORDS, SCORES = "sweep.json", "records", "scores"
 FORMAT = 1
 WRITE_EVERY = 5.0  # seconds; each time all of a scene is written
-_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, ValueError, TypeError, AttributeError)
+_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, ValueError, KeyError, TypeError, AttributeError)
 _OPTIONAL = ("other_scores", "gates")  # some methods need them, so that not every call has them
 # May change between calls.
 _NOT_IDENTITY = ("commands", "scenes", "settings", "scores", *_OPTIONAL)
