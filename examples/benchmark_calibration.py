@@ -8,7 +8,8 @@ on values. The errors do, and are set so that no work is saved: every alignment 
 fits, and the inlier radius is so large that all points count. ICP may need other numbers of rounds than on
 good points. Photos are procedural and in memory, so reading files is not measured. A first scene warms up.
 
-Measured with `--no-icp --scenes 5` in November 2026 (torch 2.11.0+cu130, transformers 5.17.0):
+Measured with `--no-icp --scenes 5` in November 2026 (torch 2.11.0+cu130, transformers 5.17.0), when attention
+was still PyTorch's:
 
     1 x NVIDIA H100 80GB: both errors in 6.28 s (median), peak 39.83 GB; 5 scenes in 31.18 s
     2 x NVIDIA H100 80GB: both errors in 6.21 and 6.14 s, peak 39.83 GB; 10 scenes in 31.17 s, 2.0 times one

@@ -22,7 +22,12 @@ from hess_plugin.datasets.synthetic import (
 )
 from hess_plugin.evaluation.mvs import aligned_point_error
 from hess_plugin.evaluation.pose import ate, auc, pair_errors
-from hess_plugin.geometry.cameras import encode_pose, invert_rigid, unproject_depth
+from hess_plugin.geometry.cameras import (
+    encode_pose,
+    invert_rigid,
+    quaternion_to_rotation,
+    unproject_depth,
+)
 from hess_plugin.models.configuration import VggtConfig
 from hess_plugin.models.vggt import NUM_SPECIAL_TOKENS, VggtModel
 
@@ -147,12 +152,12 @@ class Lesson(nn.Module):
         layers = model.aggregator(batch.images)
         with torch.autocast(batch.images.device.type, enabled=False):  # poses need all their digits
             poses = model.camera_head(layers[model.config.depth - 1][:, :, 0].float())
+            terms = camera_loss(poses, encode_pose(batch.extrinsics, batch.intrinsics, size))
         patches = [layers[i].flatten(0, 1)[dense_views, NUM_SPECIAL_TOKENS:] for i in model.config.dpt_layers]
         points, points_conf = model.point_head(patches, grid, size)
         depth, depth_conf = model.depth_head(patches, grid, size)
         true_points, true_depth = (x.flatten(0, 1)[dense_views] for x in (batch.points, batch.depth))
         known = true_depth > 0
-        terms = camera_loss(poses, encode_pose(batch.extrinsics, batch.intrinsics, size))
         point_distance = (points - true_points).norm(dim=-1)
         depth_distance = (depth.squeeze(-1) - true_depth).abs()
         terms["points"], terms["point_error"] = confident_distance(point_distance, points_conf, known)
@@ -162,7 +167,7 @@ class Lesson(nn.Module):
 
 
 def camera_loss(poses: list[Tensor], truth: Tensor) -> dict[str, Tensor]:
-    """L1 of translation, quaternion and field of view [B, V, 9], summed over refinements with weight 0.6^k.
+    """Error of poses [B, V, 9] and of pairs of them, summed over refinements with weight 0.6^k.
 
     The last refinement has k = 0. A quaternion and its negative are one rotation, so the nearer sign is used.
     """
@@ -173,10 +178,39 @@ def camera_loss(poses: list[Tensor], truth: Tensor) -> dict[str, Tensor]:
             "translation": (pose[..., :3] - truth[..., :3]).abs().mean(),
             "quaternion": (pose[..., 3:7] - sign * truth[..., 3:7]).abs().mean(),
             "fov": (pose[..., 7:] - truth[..., 7:]).abs().mean(),
+            "pairs": pair_error(pose, truth),
         }
         error = refinement["translation"] + refinement["quaternion"] + 0.5 * refinement["fov"]
-        total = total + 0.6**k * error
-    return {"camera": total}
+        total = total + 0.6**k * (error + 0.3 * refinement["pairs"])
+    return {"camera": total} | {name: value.detach() for name, value in refinement.items()}
+
+
+def pair_error(pose: Tensor, truth: Tensor) -> Tensor:
+    """Mean error of the pose of one camera seen from another, over all pairs; what AUC is about.
+
+    Rotations count by the chord of their angle in radians, positions by distance over true distance plus 0.1:
+    errors of the first camera's frame hide how two neighbours stand to each other.
+    """
+    rotation, position = _seen_from_others(pose)
+    true_rotation, true_position = _seen_from_others(truth)
+    chord = _length((rotation - true_rotation).flatten(-2)) / math.sqrt(2)
+    error = chord + _length(position - true_position) / (_length(true_position) + 0.1)
+    others = ~torch.eye(pose.shape[1], dtype=torch.bool, device=pose.device)
+    return (error * others).sum() / (len(pose) * others.sum()).clamp(min=1)
+
+
+def _seen_from_others(pose: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotation [B, V, V, 3, 3] and position [B, V, V, 3] of camera j in the frame of camera i."""
+    to_camera = quaternion_to_rotation(pose[..., 3:7] + 1e-6)  # of fresh weights, quaternions may be 0
+    translation = pose[..., :3]
+    center = -(to_camera * translation[..., None]).sum(-2)
+    one = to_camera[:, :, None]
+    return one @ to_camera[:, None].mT, (one * center[:, None, :, None]).sum(-1) + translation[:, :, None]
+
+
+def _length(vector: Tensor) -> Tensor:
+    """Lengths of vectors, with finite gradients at 0."""
+    return vector.square().sum(-1).clamp(min=1e-8).sqrt()
 
 
 def confident_distance(distance: Tensor, confidence: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 
 from hess_plugin.datasets.synthetic import draw_numbers, render_scenes
 from hess_plugin.evaluation.measurements import read_measurements
+from hess_plugin.geometry.cameras import encode_pose, quaternion_to_rotation
 from hess_plugin.models.vggt import VggtModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -142,11 +143,32 @@ class TestRecipe:
         camera_loss = examples["tiny_vggt_recipe"].camera_loss
         truth = torch.tensor([[[1.0, 2, 3, 0, 0, 0, 1, 0.8, 0.9]]])
         turned = truth * torch.tensor([1, 1, 1, -1, -1, -1, -1, 1, 1])
-        assert camera_loss([truth, turned], truth)["camera"] == 0
+        assert camera_loss([truth, turned], truth)["camera"] == 0  # one view has no pairs
         shifted = truth + torch.tensor([0.3, 0, 0, 0, 0, 0, 0, 0.2, 0.2])
         # 0.3 / 3 for the translation and half of 0.2 for the fields of view; the earlier pose counts 0.6
         assert camera_loss([truth, shifted], truth)["camera"].item() == pytest.approx(0.2)
         assert camera_loss([shifted, truth], truth)["camera"].item() == pytest.approx(0.12)
+
+    def test_pairs_know_no_world(self, examples) -> None:
+        """Moving and turning the world changes no pair; moving one camera changes the pairs with it."""
+        pair_error = examples["tiny_vggt_recipe"].pair_error
+        generator = torch.Generator().manual_seed(0)
+        rotation = quaternion_to_rotation(torch.rand(2, 3, 4, generator=generator))
+        position = 3 * torch.rand(2, 3, 3, 1, generator=generator)
+        turn, shift = quaternion_to_rotation(torch.rand(4, generator=generator)), torch.ones(3, 1)
+        moved = torch.cat([rotation @ turn, rotation @ shift + position], -1)
+        lens = torch.eye(3).expand(2, 3, 3, 3)
+        truth = encode_pose(torch.cat([rotation, position], -1), lens, (2, 2))
+        assert pair_error(truth, truth) < 2e-3
+        assert pair_error(encode_pose(moved, lens, (2, 2)), truth) < 2e-3
+        near = torch.zeros(1, 2, 9)
+        near[..., 6], near[0, 1, 0] = 1.0, 0.1  # two cameras side by side, at a distance of 0.1
+        opposite = near * torch.tensor([-1, 1, 1, 1, 1, 1, 1, 1, 1])
+        assert pair_error(opposite, near).item() == pytest.approx(0.2 / 0.2, rel=1e-2)
+        turned = near.clone()
+        turned[0, 1, 5:7] = torch.tensor([math.sin(0.1), math.cos(0.1)])
+        # By 0.2 radians around its axis, and so it stands 0.02 beside where the first one sees it.
+        assert pair_error(turned, near).item() == pytest.approx(0.2 + 0.1 / 2, rel=1e-2)
 
     def test_confident_distance(self, examples) -> None:
         distance, confidence = torch.tensor([1.0, 3.0, 50.0]), torch.tensor([1.0, 2.0, 9.0])

@@ -48,8 +48,8 @@ MAY_IMPORT = {
     "evaluation": "backbones config datasets errors files gates geometry loading options patch processes "
     "scores scores_io sidecar tables",
     # never patch
-    "calibration": "backbones config datasets errors files gates geometry loading options processes scores "
-    "tables",
+    "calibration": "backbones config datasets errors files gates geometry kernels loading options processes "
+    "scores tables",
     "baselines": "attention backbones config gates patch",
     "sweep": "backbones baselines config datasets errors evaluation files gates kernels loading options "
     "patch processes progress scores sidecar",

@@ -17,6 +17,7 @@ from ..config import CalibrationConfig, Projection
 from ..datasets.scene import Scene
 from ..gates import gate_name
 from ..scores import ERRORS, trace_name
+from .dense_attention import fast_gradients
 from .errors import calibration_errors
 from .head_gates import head_gates
 
@@ -36,7 +37,8 @@ def scene_traces(model: nn.Module, scene: Scene, config: CalibrationConfig) -> S
     projections take part; W_K and W_V, where asked for, come out of the same two passes. Transformer blocks
     keep nothing but their input and compute the rest again in each backward pass, for all model classes
     alike: upstream code does so in training mode only. Both passes share the forward, so what lies behind the
-    blocks (the dense heads) is stored until the second.
+    blocks (the dense heads) is stored until the second. On a GPU, 16-bit attention takes the kernels of
+    `fast_gradients`.
 
     Training modes, `requires_grad` and `.grad` are as before afterwards, also after an exception. Nothing is
     drawn at random but by `config.seed`: on a CPU a scene gives the same bits whatever was computed before,
@@ -65,6 +67,7 @@ def scene_traces(model: nn.Module, scene: Scene, config: CalibrationConfig) -> S
     with (
         _only_gradients_of(weights, model),
         _recomputed_blocks(model, attentions),
+        fast_gradients(),
         head_gates(backbone, attentions.values() if config.gates else ()) as gates,
         torch.enable_grad(),
     ):

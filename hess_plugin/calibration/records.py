@@ -21,6 +21,7 @@ from ..files import write_atomic
 from ..scores import CONFIG_FILE
 
 RECORD_FORMAT = 1  # part of every key: records of another format are those of another run
+ROOT = "dataset_root"  # where a run keeps the folder of its data
 _PREFIX, _RUN_FILE, _RECORD = ".calibration-", "run.json", "record"
 
 logger = logging.getLogger(__name__)
@@ -78,9 +79,11 @@ class RecordFolder:
         """
         if not self.path.exists():
             for other in unfinished(self.out):
+                difference = _difference(other, self.run)
+                link = " (if the data moved, with a link in its old place)" if ROOT in difference else ""
                 raise InputError(
-                    f"{other} holds records of another calibration, which differs in "
-                    f"{_difference(other, self.run)}; resume it as it was started, or remove the folder."
+                    f"{other} holds records of another calibration, which differs in {difference}; "
+                    f"resume it as it was started{link}, or remove the folder."
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path / _RUN_FILE, json.dumps(self.run, indent=2).encode())
@@ -181,7 +184,9 @@ def _difference(folder: Path, run: dict[str, Any]) -> str:
     ours = dict(_flat(json.loads(json.dumps(run))))
     names = [name for name in sorted(other | ours) if other.get(name) != ours.get(name)]
     parts = [
-        name if len(repr(ours.get(name))) > 40 else f"{name} ({other.get(name)!r}, now {ours.get(name)!r})"
+        f"{name} ({other.get(name)!r}, now {ours.get(name)!r})"
+        if name == ROOT or len(repr(ours.get(name))) <= 40
+        else name
         for name in names
     ]
     return ", ".join(parts) or "the format of records"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +23,10 @@ from ..gates import HeadGates, gate_name
 from ..loading import fingerprint
 from ..processes import from_main, process_state, shared_bar
 from ..scores import ERRORS, HeadScores, ScoresInfo, trace_names
+from .dense_attention import kernel_versions
 from .fisher import check_dense
 from .measuring import measure
-from .records import RecordFolder, SceneRecord, check_out
+from .records import ROOT, RecordFolder, SceneRecord, check_out
 from .reproducible import reproducible
 from .summary import bootstrap_interval
 
@@ -103,16 +105,19 @@ def calibrate(
 
 def _describe_run(model: nn.Module, dataset: Dataset, config: CalibrationConfig) -> dict[str, Any]:
     """All that decides the bits of the traces, as JSON values."""
-    settings = dataclasses.asdict(config)
+    device, settings = next(model.parameters()).device, dataclasses.asdict(config)
     del settings["num_scenes"]  # the scenes themselves are listed
     del settings["camera_weight"]  # a recommendation: no trace depends on it
     return {
         "model": fingerprint(model),
-        "device": next(model.parameters()).device.type,
+        "device": device.type,
         "dataset": dataset.name,
+        # Another tree may have the same scene ids. Links are not followed, so that data can move behind one.
+        ROOT: None if dataset.root is None else os.path.abspath(dataset.root),
         "dataset_settings": dataset.settings,
         "config": settings,
-        "versions": {name: version(name) for name in ("hess-plugin", "torch", "transformers")},
+        "versions": {name: version(name) for name in ("hess-plugin", "torch", "transformers")}
+        | kernel_versions(device),
         "scene_ids": dataset.choose(config.num_scenes, config.seed),
     }
 
@@ -221,7 +226,8 @@ def _describe_events(
         "device": torch.cuda.get_device_name() if on_gpu else records.run["device"],
         "scenes": [record.described() for record in measured],
         "left_out": dataset.skipped,  # before any scene was drawn, as the annotations tell
-        "run": records.run,
+        # The log lies beside scores that are given away; where the data lies is nobody's business.
+        "run": {name: value for name, value in records.run.items() if name != ROOT},
     }
 
 

@@ -128,6 +128,7 @@ def test_missing_records_are_an_error(records: RecordFolder) -> None:
             r"config\.icp \(True, now False\), model;",
         ),
         ({"scene_ids": ["bench/3"]}, "differs in scene_ids"),
+        ({"scene_ids": ["x" * 200]}, "differs in scene_ids; resume it as it was started, or"),
         ({"precision": "bfloat16"}, r"differs in precision \(None, now 'bfloat16'\)"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,35 @@ class TestResuming:
         scores = scores_of(tmp_path, dataset, config=replace(CONFIG, camera_weight=1.0), resume=True)
         assert scores.info.camera_weight == 1.0
         assert dataset.loaded == ["toy/3", "toy/4"]
+
+    def test_data_in_another_folder_is_other_data(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Scenes of two trees may have the same ids; data that moved is found by a link in its old place."""
+        roots = {name: tmp_path / "data of a rather long name, as folders have them" / name for name in "ab"}
+        for root in roots.values():
+            root.mkdir(parents=True)
+
+        def dataset_in(root: Path, **raises: Any) -> ToyDataset:
+            dataset = ToyDataset(raises.get("raises"))
+            dataset.root = root
+            return dataset
+
+        out = tmp_path / "out"
+        with pytest.raises(KeyboardInterrupt):
+            scores_of(out, dataset_in(roots["a"], raises={"toy/3": KeyboardInterrupt()}))
+        named = f"differs in dataset_root ({str(roots['a'])!r}, now {str(roots['b'])!r}); "
+        advice = "resume it as it was started (if the data moved, with a link in its old place), or remove"
+        with pytest.raises(InputError, match=re.escape(named + advice)):
+            scores_of(out, dataset_in(roots["b"]), resume=True)
+        roots["a"].rename(tmp_path / "moved")
+        roots["a"].symlink_to(tmp_path / "moved")
+        monkeypatch.chdir(roots["b"])
+        resumed = dataset_in(Path("../a/"))
+        scores_of(out, resumed, resume=True)
+        assert resumed.loaded == ["toy/3", "toy/4"]
+        for path in out.iterdir():
+            assert str(tmp_path).encode() not in path.read_bytes()
 
     def test_finished_scores_are_left_alone(self, tmp_path: Path) -> None:
         scores_of(tmp_path)
