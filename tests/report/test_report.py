@@ -266,7 +266,9 @@ class TestCommand:
         assert "holds no records of a sweep" in capsys.readouterr().err
         assert main(["report", str(folder), str(folder), *out]) == 2
         assert "two sweeps are named 'toy'" in capsys.readouterr().err
-        SweepFolder(tmp_path / "empty").begin({"format": 1, "scenes": {"a": None}, "settings": []})
+        SweepFolder(tmp_path / "empty").begin(
+            {"format": 1, "commands": [], "scenes": {"a": None}, "settings": []}
+        )
         assert main(["report", str(tmp_path / "empty"), *out]) == 2
         assert "nothing was measured" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
