@@ -36,7 +36,7 @@ from accelerate.utils import broadcast_object_list
 from hess_plugin import CalibrationConfig, VggtConfig, VggtModel
 from hess_plugin.calibration.run import LOG_FILE, calibrate
 from hess_plugin.datasets import Dataset, Scene, synthetic_scene
-from hess_plugin.processes import process_state
+from hess_plugin.processes import process_state, wait_for_all
 
 TINY = VggtConfig(
     img_size=28, patch_size=14, embed_dim=32, depth=2, num_heads=4, patch_embed="conv", camera_trunk_depth=1,
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         if scores is not None:
             log = json.loads((place / "scores" / LOG_FILE).read_text())
             print(_report(log, model, args, whole))
-        state.wait_for_everyone()
+        wait_for_all(state)
     state.destroy_process_group()
 
 

@@ -222,13 +222,15 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
+    from .gates import HeadGates
     from .publish import push_to_hub
     from .sidecar import resolve
 
     sidecar: Any = resolve(options.folder, base=None)
     choices = given(options, "alias", "revision", "private", "create_pr", "evaluation")
     with input_errors(ImportError):
-        pushed = push_to_hub(sidecar.scores, options.repo_id, **choices)
+        gates = HeadGates.beside(sidecar.folder)
+        pushed = push_to_hub(sidecar.scores, options.repo_id, gates=gates, **choices)
     print(f"{'Pushed' if pushed.changed else 'Nothing to push, the same is there'}: {pushed.url}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -57,7 +58,7 @@ class HeadGates:
         share = self.info.camera_weight if camera_weight is None else camera_weight
         return share * self.gradients["camera"] + (1 - share) * self.gradients["points"]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Fingerprint of the gradients."""
         return traces_sha256(self.gradients)
@@ -68,6 +69,11 @@ class HeadGates:
         tensors = {error: gradient.contiguous() for error, gradient in self.gradients.items()}
         metadata = {"format": "pt", CONFIG_FILE: self.info.to_json()}
         write_atomic(folder / GATES_FILE, sorted_header(safetensors.torch.save(tensors, metadata)))
+
+    @classmethod
+    def beside(cls, folder: Path) -> Self | None:
+        """The gates in a folder of scores, None without any; InputError as of `load`."""
+        return cls.load(folder) if (folder / GATES_FILE).is_file() else None
 
     @classmethod
     def load(cls, folder: Path) -> Self:

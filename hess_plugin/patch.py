@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -72,11 +72,11 @@ def _install(
 ) -> HeSSHandle:
     size = (len(attentions), backbone.num_heads(next(iter(attentions.values()))))
     recorder = LayoutRecorder(backbone)
-    replacements = []
+    replacements, places = [], _places(model, attentions.values())
     for layer, (name, attn) in enumerate(attentions.items()):
         if layer in processors:
             sparse = HeSSAttention(attn, backbone, processors[layer], recorder)
-            replacements.append(Replacement(layer, name, attn, sparse, _places(model, attn)))
+            replacements.append(Replacement(layer, name, attn, sparse, places[attn]))
     for replacement in replacements:
         replacement.install(replacement.sparse)
     hook = backbone.image_module(model).register_forward_pre_hook(recorder, with_kwargs=True)
@@ -146,8 +146,13 @@ def check_fit(model: nn.Module, backbone: Backbone, info: ScoresInfo) -> None:
     )
 
 
-def _places(model: nn.Module, child: nn.Module) -> tuple[tuple[nn.Module, str], ...]:
-    """Parents of a module, by identity: a wrapper around a block hands attributes on, but is no parent."""
-    return tuple(
-        (parent, name) for parent in model.modules() for name, c in parent._modules.items() if c is child
-    )
+def _places(
+    model: nn.Module, children: Iterable[nn.Module]
+) -> dict[nn.Module, tuple[tuple[nn.Module, str], ...]]:
+    """Parents of modules, by identity: a wrapper around a block hands attributes on, but is no parent."""
+    places: dict[nn.Module, tuple[tuple[nn.Module, str], ...]] = {child: () for child in children}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is not None and child in places:
+                places[child] += ((parent, name),)
+    return places

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -21,8 +23,26 @@ def process_state(cpu: bool) -> PartialState:
     """This process among those that were launched together; alone if it was started by itself.
 
     Not an `Accelerator`, which would prepare a model for training: averaged gradients are of no use here.
+    Processes tell each other a few Python objects, which gloo carries as well as NCCL; but NCCL refuses two
+    on one GPU, where a small model wants several: its passes leave a GPU waiting for launches.
     """
-    return PartialState(cpu=cpu, timeout=_TIMEOUT)
+    launched = {"backend": "gloo"} if "LOCAL_RANK" in os.environ else {}
+    return PartialState(cpu=cpu, timeout=_TIMEOUT, **launched)
+
+
+def wait_for_all(state: PartialState) -> None:
+    """Go on when all processes have come here.
+
+    Not `state.wait_for_everyone`, which names each process's GPU by its rank, though there may be fewer.
+    """
+    if state.num_processes > 1:
+        torch.distributed.barrier()
+
+
+def shares_device(device: str) -> bool:
+    """Whether other processes of this machine run on the device too, so that seconds there mean little."""
+    devices = torch.cuda.device_count() if torch.device(device).type == "cuda" else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > devices
 
 
 def from_main(state: PartialState, prepare: Callable[[], _T]) -> _T | None:
@@ -41,7 +61,7 @@ def from_main(state: PartialState, prepare: Callable[[], _T]) -> _T | None:
 
 
 def process_device(asked: str | None, state: PartialState) -> str:
-    """The device of this process: of several, each has a GPU of its own, or all share the CPU.
+    """The device of this process: of several, each has the GPU of its rank (modulo), or all share the CPU.
 
     Raises:
         InputError: one device was named for several processes.
@@ -71,5 +91,5 @@ def shared_bar(
         desc=about, total=total, initial=count(), unit="scene", disable=not state.is_main_process
     ) as bar:
         yield bar
-        state.wait_for_everyone()
+        wait_for_all(state)
         bar.update(count() - bar.n)

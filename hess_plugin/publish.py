@@ -13,8 +13,9 @@ from pathlib import Path
 from .card import card_files
 from .errors import InputError
 from .evaluation.measurements import read_measurements
+from .gates import HeadGates
 from .scores import HeadScores
-from .sidecar import ALIAS, REPOSITORY_NAME, SIDECAR_FILES
+from .sidecar import ALIAS, REPOSITORY_NAME
 from .upload import Pushed, upload
 
 
@@ -22,6 +23,7 @@ def push_to_hub(
     scores: HeadScores,
     repo_id: str,
     *,
+    gates: HeadGates | None = None,
     alias: str | None = None,
     evaluation: str | os.PathLike[str] | None = None,
     private: bool | None = None,
@@ -35,6 +37,7 @@ def push_to_hub(
     Args:
         scores: to push.
         repo_id: "user/name". Without alias the repository is made if there is none.
+        gates: of the same calibration, for head pruning; they go beside the scores.
         alias: name of the scores in the model repository `repo_id`, which must be there.
         evaluation: file of measurements for the card, see `evaluation.measurements`.
         private: of a new repository; one that is there must be as said. None is the Hub's default.
@@ -54,7 +57,9 @@ def push_to_hub(
     measurements = [] if evaluation is None else read_measurements(evaluation)
     with tempfile.TemporaryDirectory() as folder:
         scores.save(folder)
-        files = {name: (Path(folder) / name).read_bytes() for name in SIDECAR_FILES}
+        if gates is not None:
+            gates.save(Path(folder))
+        files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     files |= card_files(scores, repo_id, alias, measurements)
     return upload(
         repo_id,

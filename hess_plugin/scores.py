@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +27,7 @@ from .scores_io import (
     read_sidecar,
     trace_name,
     trace_names,
+    traces_sha256,
     write_sidecar,
 )
 
@@ -176,6 +178,11 @@ class HeadScores:
                     "calibrate again, or give this error no weight (camera_weight 0 or 1)."
                 )
         return head_weights(traces["camera"], traces["points"], share, normalization)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Fingerprint of the traces."""
+        return traces_sha256(self.scene_traces)
 
     def shares(self) -> dict[str, Tensor]:
         """What a picture of scores shows: the share of each head in its layer [L, H], for either error."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from .config import HeSSConfig
 from .errors import InputError, input_errors
 from .files import staged_folder
+from .gates import GATES_FILE, HeadGates
 from .scores import CONFIG_FILE, SCORES_FILE, HeadScores
 
 # Known sidecar repositories: alias -> {base model id: "org/repo[@revision][:alias]"}. None is published yet.
@@ -99,7 +100,9 @@ def resolve(
 
 
 def pull(name: str, out: str | os.PathLike[str], **access: Any) -> HeadScores:
-    """Copy the sidecar of a repository into a folder: both files or none, after reading them.
+    """Copy the sidecar of a repository into a folder, with gates that lie beside it: all files or none.
+
+    They are read first.
 
     Args:
         name: "org/repo[@revision][:alias]".
@@ -118,7 +121,8 @@ def pull(name: str, out: str | os.PathLike[str], **access: Any) -> HeadScores:
     except NotHere as answer:
         raise InputError(f"cannot pull {name}: {place}: {answer}.") from answer
     scores, out = HeadScores.load(source), Path(out).expanduser()
-    contents = {file: (source / file).read_bytes() for file in SIDECAR_FILES}
+    names = (*SIDECAR_FILES, GATES_FILE) if HeadGates.beside(source) else SIDECAR_FILES
+    contents = {file: (source / file).read_bytes() for file in names}
     present = {path.name: path for path in out.iterdir()} if out.is_dir() else {}
     if all(file in present and present[file].read_bytes() == content for file, content in contents.items()):
         return scores
@@ -187,14 +191,15 @@ class Place:
         from huggingface_hub import errors, get_cached_repo_tree, snapshot_download
 
         uncached = (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError)
-        patterns = [f"hess/{alias or '*'}/{name}" for name in SIDECAR_FILES]
+        names = (*SIDECAR_FILES, GATES_FILE)
+        patterns = [f"hess/{alias or '*'}/{name}" for name in names]
         cache_dir = self.access.get("cache_dir")
         try:
             snapshot = Path(
                 snapshot_download(
                     self.name,
                     revision=self.revision,
-                    allow_patterns=patterns if alias else [*SIDECAR_FILES, *patterns],
+                    allow_patterns=patterns if alias else [*names, *patterns],
                     **self.access,
                 )
             )

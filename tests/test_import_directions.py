@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "low_memory": "backbones",
     "plots": "errors geometry",
     "tables": "scores",
-    "sidecar": "config errors files scores",
+    "sidecar": "config errors files gates scores",
     "upload": "errors",
     "hub": "errors files patch sidecar upload",
     "auto": "hub",
@@ -57,13 +57,13 @@ MAY_IMPORT = {
     "viewer": "datasets errors evaluation files geometry plots scores",
     "report": "calibration errors evaluation files plots scores sweep viewer",
     "card": "calibration errors evaluation plots scores tables",
-    "publish": "card errors evaluation scores sidecar upload",
+    "publish": "card errors evaluation gates scores sidecar upload",
     "demo_results": "files plots scores tables viewer",
     "benchmark": "attention backbones config errors files kernels loading models patch plots scores sparsity",
     "demo": "config datasets demo_results errors evaluation files loading models patch scores sidecar tables "
     "viewer",
-    "cli": "benchmark calibration config datasets demo demo_results errors evaluation files hub models "
-    "options patch plots publish report scores sidecar sweep tables",
+    "cli": "benchmark calibration config datasets demo demo_results errors evaluation files gates hub "
+    "models options patch plots publish report scores sidecar sweep tables",
     "__main__": "cli",
     "calibrate": "cli",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from doubles import TinyVGGT
 from hub_server import HubServer
 from pushing import MODEL, REPO, head, refused
@@ -14,6 +15,8 @@ from sidecars import SIDECAR, files_of, found, refusal, scores_of
 
 from hess_plugin import HeadScores
 from hess_plugin.card import CARD_FILE, PICTURE_FILE
+from hess_plugin.cli import main
+from hess_plugin.gates import GATES_FILE, HeadGates
 from hess_plugin.publish import push_to_hub
 
 PUSHED = {*SIDECAR, CARD_FILE, PICTURE_FILE}
@@ -44,6 +47,26 @@ class TestRepositoryOfScores:
         assert set(hub.files(REPO)) == PUSHED | {".gitattributes"}
         assert {name: hub.read(REPO, name) for name in SIDECAR} == files_of(tmp_path)
         assert found(REPO) == "co3d"
+
+    @pytest.mark.parametrize("alias", [[], ["--alias", "co3d"]])
+    def test_gates_go_and_come_beside_the_scores(self, base, scores, tmp_path, alias):
+        name = f"{MODEL}:co3d" if alias else REPO
+        scores.save(tmp_path / "ours")
+        shape = scores.scene_traces["camera"].shape
+        gates = HeadGates({error: torch.randn(shape).double() for error in ("camera", "points")}, scores.info)
+        gates.save(tmp_path / "ours")
+        assert main(["push", str(tmp_path / "ours"), name.partition(":")[0], *alias]) == 0
+        for _ in range(2):  # the second time it is there already
+            assert main(["pull", name, "--out", str(tmp_path / "theirs")]) == 0
+        assert files_of(tmp_path / "theirs") == files_of(tmp_path / "ours")
+        assert GATES_FILE in files_of(tmp_path / "theirs")
+
+    def test_damaged_gates_are_not_pulled(self, hub, scores, tmp_path, capsys):
+        push_to_hub(scores, REPO)
+        hub.put(REPO, {GATES_FILE: b"half"})
+        assert main(["pull", REPO, "--out", str(tmp_path / "out")]) == 2
+        assert GATES_FILE in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "model.pt"])
     def test_card_of_a_model_stays(self, hub, scores, file):

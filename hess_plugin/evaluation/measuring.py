@@ -54,7 +54,7 @@ def measure_poses(saved: Iterable[SavedPrediction], frame: PairFrame, by_categor
     scenes: dict[str, Metrics] = {}
     errors: dict[str, PairErrors] = {}
     for each in saved:
-        predicted, truth = each.tensor("extrinsics"), each.tensor("truth.extrinsics")
+        predicted, truth = (each.tensor(name).cpu() for name in ("extrinsics", "truth.extrinsics"))
         with _about(each):
             errors[each.scene_id] = pair_errors(predicted, truth, frame)
         try:

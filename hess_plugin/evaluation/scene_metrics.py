@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -32,11 +33,13 @@ def scene_metrics(
         `accuracy`, `completeness` and `chamfer` of the points after alignment pixel by pixel; `abs_rel` and
         `delta` of depth.
     """
-    errors = pair_errors(prediction.extrinsics, reference.extrinsics)
+    # Of a few cameras: a GPU would be asked for some four hundred steps on a handful of numbers.
+    predicted, truth = prediction.extrinsics.cpu(), reference.extrinsics.cpu()
+    errors = pair_errors(predicted, truth)
     return {
         **compare(prediction, reference),
         **pose_metrics(errors.pose, errors.rotation, errors.translation),
-        **relative_metrics(prediction.extrinsics, reference.extrinsics, reference.unit),
+        **relative_metrics(predicted, truth, reference.unit),
         **_cloud_metrics(prediction, reference, num_points),
         **depth_errors(prediction.depth, reference.depth, reference.mask)._asdict(),
     }
@@ -61,12 +64,19 @@ def relative_metrics(predicted: Tensor, truth: Tensor, unit: float) -> dict[str,
     return {"rpe_translation": error.translation / unit, "rpe_rotation": error.rotation}
 
 
+@functools.lru_cache(maxsize=2)  # a sweep asks for the same again and again
+def _drawn(count: int, num_points: int) -> tuple[Tensor, Tensor]:
+    """Two independent draws of indices below `count`, [num_points] at most."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randperm(count, generator=generator)[:num_points].clone() for _ in range(2))
+    return first, second
+
+
 def _cloud_metrics(prediction: Prediction, reference: Reference, num_points: int) -> dict[str, float]:
     truth = reference.points[reference.mask]
     points = align(prediction, reference).apply(prediction.points[reference.mask].double())
     # Drawn apart, or each true point would find the very pixel that it belongs to.
-    generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randperm(len(truth), generator=generator)[:num_points] for _ in range(2))
+    first, second = _drawn(len(truth), num_points)
     errors = cloud_errors(points[first.to(points.device)], truth[second.to(truth.device)])
     unit = reference.unit
     return {

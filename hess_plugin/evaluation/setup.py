@@ -32,7 +32,6 @@ from ..loading import (
 )
 from ..processes import process_device, process_state
 from ..scores import HeadScores
-from ..scores_io import traces_sha256
 from ..sidecar import Sidecar, resolve
 from .protocols import Protocol, Selection, protocol_for
 
@@ -167,7 +166,7 @@ def describe_scores(scores: HeadScores) -> dict[str, Any]:
     return {
         "dataset": scores.info.dataset,
         "num_scenes": len(scores.info.scene_ids),
-        "sha256": traces_sha256(scores.scene_traces),
+        "sha256": scores.sha256,
     }
 
 

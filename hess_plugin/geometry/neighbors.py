@@ -9,6 +9,8 @@ _LEAF = 16  # reference points in a leaf, at most
 _CHILDREN = 4  # boxes of one level in a box of the level above
 _BEAM = 4  # boxes of a level that are looked into for a first bound
 _PAIRS = {"cpu": 2**15, "cuda": 2**20}  # of point and box held at a time: a CPU's cache, a GPU's breadth
+_EXHAUSTIVE = 2**28  # pairs on a GPU up to which all are compared: the tree takes some 1,500 launches
+_BREADTH = 2**21  # of these pairs at a time: what stays in a GPU's cache
 _NEVER = torch.iinfo(torch.int64).max  # no index
 
 
@@ -17,7 +19,8 @@ def nearest_neighbors(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]
     """The nearest reference point of every query point.
 
     The search is exact: it goes down a tree of bounding boxes and leaves out a box only when it lies farther
-    than points already found. It runs in float64, so a neighbour is the true one up to that rounding.
+    than points already found. On a GPU small clouds are compared point by point, with the same result. All is
+    in float64, so a neighbour is the true one up to that rounding.
     Deterministic. No gradient passes.
 
     Args:
@@ -37,8 +40,20 @@ def nearest_neighbors(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]
         (tensor([9., 1.]), tensor([0, 1]))
     """
     check_points(query, reference)
-    index = _Search(query.double(), reference.double()).run(len(query))
+    if query.is_cuda and len(query) * len(reference) <= _EXHAUSTIVE:
+        index = nearest_of_all(query.double(), reference.double())
+    else:
+        index = _Search(query.double(), reference.double()).run(len(query))
     return (query - reference[index]).square().sum(-1), index
+
+
+def nearest_of_all(query: Tensor, reference: Tensor) -> Tensor:
+    """Index [N] int64 of the nearest reference point, the first of several, by comparing all pairs."""
+    found = [torch.empty(0, dtype=torch.int64, device=query.device)]
+    for part in query.split(max(1, _BREADTH // len(reference))):
+        x, y, z = (part[:, None, axis] - reference[:, axis] for axis in range(3))
+        found.append((x * x + y * y + z * z).argmin(1))
+    return torch.cat(found)
 
 
 def check_points(query: Tensor, reference: Tensor) -> None:

@@ -59,11 +59,12 @@ def umeyama(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Si
     _check_spread("target", target, target_cov)
     centered_source, centered_target = source.double() - source_mean, target.double() - target_mean
     cross_cov = (weights[:, None] * centered_target).T @ centered_source
-    u, singular_values, v_t = torch.linalg.svd(cross_cov)
+    # Of nine numbers: a GPU would take a hundred times as long for the decomposition as for the sums above.
+    u, singular_values, v_t = torch.linalg.svd(cross_cov.cpu())
     signs = torch.ones_like(singular_values)
     signs[2] = torch.sign(torch.linalg.det(u) * torch.linalg.det(v_t))
-    rotation = u @ torch.diag(signs) @ v_t
-    scale = (singular_values * signs).sum() / source_cov.trace()
+    rotation = (u @ torch.diag(signs) @ v_t).to(source.device)
+    scale = (singular_values * signs).sum().to(source.device) / source_cov.trace()
     return Similarity(scale, rotation, target_mean - scale * (rotation @ source_mean))
 
 
@@ -96,8 +97,8 @@ def _moments(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_spread(name: str, points: Tensor, covariance: Tensor) -> None:
     """Refuse points that lie on one line (or in one place) to within a millionth or their own rounding."""
-    variances = torch.linalg.eigvalsh(covariance)  # ascending
-    rounding = torch.finfo(points.dtype).eps * points.abs().max().double()
+    variances = torch.linalg.eigvalsh(covariance.cpu())  # ascending
+    rounding = torch.finfo(points.dtype).eps * points.abs().max().double().cpu()
     if variances[1] <= torch.maximum(1e-12 * variances[2], rounding**2):
         raise ValueError(
             f"{name} points lie on one line or in one place, so no rotation can be told from them; "

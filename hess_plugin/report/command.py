@@ -16,11 +16,12 @@ from ..evaluation.predictions import RUN_FILE
 from ..files import write_atomic
 from ..plots.figure import png, svg
 from ..sweep.methods import BASELINE, Level
+from .claims import claims
 from .figures import COMPARISONS, comparison_figure, heatmap_figure, stability_figure
 from .page import write_report_page
 from .results import Sweep
 from .scenes import Predictions
-from .tables import SIGNIFICANT, ablation, all_settings, full_results, runtime
+from .tables import SIGNIFICANT, ablation, accelerations, all_settings, full_results, runtime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def measurements_of(sweep: Sweep) -> Iterator[Measurement]:
                     density=sweep.density(name, level),
                     num_scenes=cell.num_scenes,
                     num_views=sweep.num_views,
-                    command=sweep.run["command"],
+                    command="; ".join(sweep.run["commands"]),
                 )
 
 
@@ -109,9 +110,10 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, str, Figure | None]]:
 
 
 def _section(sweep: Sweep, pictures: Sequence[str]) -> str:
-    tables = (full_results(sweep), ablation(sweep), runtime(sweep), all_settings(sweep))
-    body = [f"## {sweep.name}", _about(sweep), *pictures, *filter(None, tables), _notes(sweep)]
-    return "\n\n".join(body)
+    made = (full_results, ablation, runtime, accelerations, all_settings)
+    tables = [table(sweep) for table in made]
+    body = [f"## {sweep.name}", _about(sweep), claims(sweep), *pictures, *tables, _notes(sweep)]
+    return "\n\n".join(filter(None, body))
 
 
 def _about(sweep: Sweep) -> str:
@@ -122,7 +124,7 @@ def _about(sweep: Sweep) -> str:
     return "\n".join(
         [
             "```bash",
-            run["command"],
+            *run["commands"],
             "```",
             f"- model {model['name']}{revision} ({model['family']}, weights {model['sha256'][:12]})",
             f"- {len(sweep.records)} scenes of {run['dataset']} x {run['num_views'] or 'all'} views, seed "
@@ -148,6 +150,10 @@ def _notes(sweep: Sweep) -> str:
         f"p < {SIGNIFICANT:g}, without a correction for the {compared} comparisons per metric: about "
         f"{by_chance} of them would say so by chance alone.",
     ]
+    if sweep.seconds("dense", None) is None:
+        notes.append(
+            "Seconds were not kept, since several processes shared the device; preset `timing` measures them."
+        )
     if sweep.num_missing:
         notes.append(
             f"{sweep.num_missing} measurements are missing: the sweep was stopped, or extended on "

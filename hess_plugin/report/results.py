@@ -30,6 +30,12 @@ class Metric:
         """Whether a value beats another."""
         return value > other if self.higher_is_better else value < other
 
+    def verdict(self, difference: float, is_clear: bool) -> str:
+        """ "better", "worse", or nothing where a difference may be chance."""
+        if not is_clear:
+            return ""
+        return "better" if self.is_better(difference, 0) else "worse"
+
 
 _AUC, _ATE = Metric("auc_30", "AUC@30", True), Metric("ate", "ATE")
 _CLOUD = (Metric("chamfer", "Chamfer"), Metric("accuracy", "Acc."), Metric("completeness", "Comp."))
@@ -44,11 +50,11 @@ METRICS = {  # by protocol, the first is what figures show where they show one
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one method at one level, over the scenes on which it and the baseline were measured."""
+    """One metric of one method at one level, over the scenes on which it and another were measured."""
 
     value: Estimate
-    difference: Estimate  # to the baseline on the same scenes
-    p: float  # of the difference; 1 for the baseline itself
+    difference: Estimate  # to the other method, mostly the baseline, on the same scenes
+    p: float  # of the difference; 1 for the method itself
     num_scenes: int
 
 
@@ -107,31 +113,35 @@ class Sweep:
         )
         return max(gaps, default=0.0)
 
-    def seconds(self, method: str, level: Level | None) -> Estimate:
-        """Wall time of the forward pass."""
-        scenes = self._scenes(method, level)
-        return estimate([self._record(scene, method, level).seconds for scene in scenes])
+    def seconds(self, method: str, level: Level | None) -> Estimate | None:
+        """Wall time of the forward pass; None if processes shared the device."""
+        taken = [self._record(scene, method, level).seconds for scene in self._scenes(method, level)]
+        timed = [seconds for seconds in taken if seconds is not None]
+        return estimate(timed) if timed else None
 
     def peak_memory(self, method: str, level: Level | None) -> int:
         """The most that any scene took, bytes; 0 on a CPU."""
         return max(self._record(scene, method, level).peak_memory for scene in self._scenes(method, level))
 
-    def cell(self, method: str, level: Level | None, metric: Metric) -> Cell | None:
-        """A metric of a method; None where no scene has a value. Dense is compared with nothing."""
-        key = (method, level, metric.key)
+    def cell(self, method: str, level: Level | None, metric: Metric, other: str = BASELINE) -> Cell | None:
+        """A metric of a method, beside that of another at the same level.
+
+        None where no scene has a value of both. Dense is compared with nothing.
+        """
+        key = (method, level, metric.key, other)
         if key not in self._cells:
-            self._cells[key] = self._cell(method, level, metric)
+            self._cells[key] = self._cell(method, level, metric, other)
         return self._cells[key]
 
-    def _cell(self, method: str, level: Level | None, metric: Metric) -> Cell | None:
+    def _cell(self, method: str, level: Level | None, metric: Metric, other: str) -> Cell | None:
         values, paired, scenes = [], [], []
         for scene in self._scenes(method, level):
             value = self._record(scene, method, level).metrics.get(metric.key, math.nan)
-            base = self.records[scene].get(f"{BASELINE} @ {level.name}") if level else None
-            other = value if level is None else base.metrics.get(metric.key, math.nan) if base else math.nan
-            if math.isfinite(value) and math.isfinite(other):
+            base = self.records[scene].get(f"{other} @ {level.name}") if level else None
+            beside = value if level is None else base.metrics.get(metric.key, math.nan) if base else math.nan
+            if math.isfinite(value) and math.isfinite(beside):
                 values.append(value)
-                paired.append(value - other)
+                paired.append(value - beside)
                 scenes.append(scene)
         if not values:
             return None

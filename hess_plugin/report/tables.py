@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..sweep.methods import BASELINE, METHODS, Level
+from ..sweep.presets import TABLE_2_LEVELS
 from .results import Metric, Sweep
 
 TABLE_1 = (("key", "W_K"), ("value", "W_V"), ("linear", "Linear"), ("softmax", "Softmax"), ("log", "Log"))
 TABLE_1_LEVEL = Level(0.8, 0.4)
-TABLE_2_LEVELS = (Level(0.5, 0.9), Level(0.8, 0.4))
+ACCELERATIONS = (BASELINE, "hess", "michel", "kwon", "merging")
+_COST = ("Seconds", "Peak GiB")
 _LABELS = {"vggt": "S1", "pi3": "S2"}  # tables of the paper by model family
 SIGNIFICANT = 0.05
 
@@ -76,30 +78,45 @@ def ablation(sweep: Sweep) -> str | None:
 
 
 def runtime(sweep: Sweep) -> str | None:
-    """Table 2: seconds and peak memory of a forward pass, dense, uniform and HeSS."""
-    rows = [["dense", "-", "-", "0.00", *_cost(sweep, "dense", None)]]
-    for level in TABLE_2_LEVELS:
-        if level not in sweep.levels or "hess" not in sweep.methods(level):
-            continue
-        for name in (BASELINE, "hess"):
-            rows.append(
-                [
-                    METHODS[name].label,
-                    f"{level.sparse_ratio:g}",
-                    f"{level.cdf_threshold:g}",
-                    f"{1 - sweep.density(name, level):.2f}",
-                    *_cost(sweep, name, level),
-                ]
-            )
-    if len(rows) == 1:
+    """Table 2: seconds and peak memory of a forward pass, dense, uniform and HeSS; None where not timed."""
+    levels = [level for level in TABLE_2_LEVELS if level in sweep.levels and "hess" in sweep.methods(level)]
+    if not levels or sweep.seconds("dense", None) is None:
         return None
-    table = markdown_table(["Method", "ρ", "τ", "Sparsity", "Seconds", "Peak GiB"], rows)
-    note = (
+    rows = [["dense", "-", "-", "0.00", *_cost(sweep, "dense", None)]]
+    for level in levels:
+        for name in (BASELINE, "hess"):
+            row = [METHODS[name].label, f"{level.sparse_ratio:g}", f"{level.cdf_threshold:g}"]
+            rows.append([*row, f"{1 - sweep.density(name, level):.2f}", *_cost(sweep, name, level)])
+    table = markdown_table(["Method", "ρ", "τ", "Sparsity", *_COST], rows)
+    return f"### Seconds per forward pass (the paper's Table 2)\n\n{table}\n\n{_how_timed(sweep)}"
+
+
+def accelerations(sweep: Sweep) -> str | None:
+    """All ways to save attention in one table: what they keep, and what they cost; None where not timed."""
+    levels = [level for level in sweep.levels if set(sweep.methods(level)) & set(ACCELERATIONS[2:])]
+    if not levels or sweep.seconds("dense", None) is None:
+        return None
+    settings: list[tuple[str, Level | None]] = [("dense", None)]
+    settings += [(name, at) for at in levels for name in ACCELERATIONS if name in sweep.methods(at)]
+    rows = []
+    for name, level in settings:
+        cells = [sweep.cell(name, level, metric) for metric in sweep.metrics]
+        texts = [
+            "n/a" if c is None else m.format(c.value.mean) for c, m in zip(cells, sweep.metrics, strict=True)
+        ]
+        row = ["" if level is None else level.name, METHODS[name].label, f"{sweep.density(name, level):.4f}"]
+        rows.append([*row, *texts, *_cost(sweep, name, level)])
+    headings = ["Level", "Method", "Density", *(metric.heading for metric in sweep.metrics), *_COST]
+    title = "Accuracy against time and memory, all methods"
+    return f"### {title}\n\n{markdown_table(headings, rows)}\n\n{_how_timed(sweep)}"
+
+
+def _how_timed(sweep: Sweep) -> str:
+    return (
         f"On {sweep.run['device']}, {sweep.run['precision']}, attention backend "
         f"`{sweep.run['base']['backend']}`; the first pass of a kind may be slower. This compares methods "
         "with each other; it is no benchmark of attention."
     )
-    return f"### Seconds per forward pass (the paper's Table 2)\n\n{table}\n\n{note}"
 
 
 def all_settings(sweep: Sweep) -> str:
@@ -134,9 +151,7 @@ def _row(sweep: Sweep, name: str, level: Level, metric: Metric) -> list[str]:
     if name == BASELINE:
         return [*row, "", "", "", ""]
     difference = cell.difference
-    verdict = ""
-    if cell.p < SIGNIFICANT:
-        verdict = "better" if metric.is_better(difference.mean, 0) else "worse"
+    verdict = metric.verdict(difference.mean, cell.p < SIGNIFICANT)
     signed = f"{difference.mean:+.4f}"
     return [*row, signed, _interval(metric, difference.low, difference.high), format_p(cell.p), verdict]
 
@@ -146,9 +161,9 @@ def _interval(metric: Metric, low: float, high: float) -> str:
 
 
 def _cost(sweep: Sweep, name: str, level: Level | None) -> list[str]:
-    """Seconds with their interval, and the largest peak of memory, which only a GPU tells."""
+    """Seconds with their interval if it was timed, and the largest peak of memory, which only a GPU tells."""
     found, peak = sweep.seconds(name, level), sweep.peak_memory(name, level)
-    seconds = f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
+    seconds = "n/a" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
     return [seconds, f"{peak / 2**30:.2f}" if peak else "n/a"]
 
 

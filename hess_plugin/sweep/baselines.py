@@ -12,7 +12,7 @@ from ..baselines.pruning import HeadPruningConfig, prune_heads
 from ..baselines.token_merging import TokenMergingConfig, merge_tokens
 from ..config import HeSSConfig
 from ..errors import input_errors
-from ..gates import GATES_FILE, HeadGates
+from ..gates import HeadGates
 from ..patch import HeSSHandle, check_fit
 from .presets import Setting
 
@@ -30,11 +30,9 @@ def read_gates(folder: Path | None, beside: Path | None, model: nn.Module) -> He
     Raises:
         InputError: the folder has none, or they are damaged or of another model.
     """
-    if folder is None:
-        if beside is None or not (beside / GATES_FILE).is_file():
-            return None
-        folder = beside
-    gates = HeadGates.load(folder)
+    gates = HeadGates.load(folder) if folder else HeadGates.beside(beside) if beside else None
+    if gates is None:
+        return None
     with input_errors(ValueError):
         check_fit(model, find_backbone(model), gates.info)
     # Whether they fit the weights is known now; hashing these again for each setting is a waste.

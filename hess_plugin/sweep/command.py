@@ -28,7 +28,7 @@ from ..gates import HeadGates
 from ..kernels.hess_attention import dense_below_tokens
 from ..loading import open_scenes
 from ..patch import apply_hess
-from ..processes import from_main
+from ..processes import from_main, shares_device, wait_for_all
 from ..progress import ProgressBar
 from ..scores import HeadScores
 from ..sidecar import resolve
@@ -108,9 +108,10 @@ def _sweep_share(run: SweepRun, state: PartialState, device: str) -> None:
         return
     if state.is_main_process:
         print(_announcement(described, settings, preset, state), flush=True)
-    bench = Bench(model, own, other, run.protocol, run.base, run.truth or run.root, run.alignment, gates)
+    truth, is_timed = run.truth or run.root, not shares_device(device)
+    bench = Bench(model, own, other, run.protocol, run.base, truth, run.alignment, gates, is_timed)
     _measure_share(bench, run, described, settings, folder, state)
-    state.wait_for_everyone()
+    wait_for_all(state)
     if state.is_main_process:
         _report_failures(folder, described)
 
@@ -149,12 +150,12 @@ def _measure_share(
             if is_cold:
                 warm_up(bench, scene)
                 is_cold = False
-            for key, record, is_new in measure_settings(bench, scene, settings, records):
-                records[key] = record
-                if is_new:
-                    folder.write(scene_id, records)
-                bar.set_postfix_str(f"{scene_id}, {key}", refresh=False)
-                bar.update()
+            with folder.kept(scene_id, records) as keep:
+                for key, record, is_new in measure_settings(bench, scene, settings, records):
+                    if is_new:
+                        keep(key, record)
+                    bar.set_postfix_str(f"{scene_id}, {key}", refresh=False)
+                    bar.update()
 
 
 def _other_scores(run: SweepRun) -> HeadScores | None:
@@ -193,7 +194,7 @@ def _describe(
     dataset, views = run.choose_views(model, calibrated, preset.num_scenes, num_views)
     return {
         "format": FORMAT,
-        "command": run.command,
+        "commands": [run.command],
         "model": describe_model(run.model, model),
         "dataset": dataset.name,
         "dataset_settings": dataset.settings,

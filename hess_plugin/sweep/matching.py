@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 class Matched(Generic[_T]):
     """What a method does at the density asked for, or as near to it as its settings go."""
 
-    config: Any  # HeSSConfig, or the settings of a baseline
+    config: Any  # HeSSConfig, the settings of a baseline, None for dense
     density: float  # measured
     attempts: int  # settings that were run
     result: _T

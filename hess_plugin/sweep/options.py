@@ -30,7 +30,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, default="the embedded one")
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FOLDER", help="for the records")
-    add("--preset", help="paper, density or small (default: paper)")
+    add("--preset", help="paper, timing, density or small (default: paper)")
     add("--methods", metavar="NAMES", help="only these of the preset, such as hess,reverse")
     add("--hess", metavar="SCORES", help="alias, folder or repository (default: beside the weights)")
     add("--other-hess", metavar="SCORES", help="of another calibration set, for the method swapped")

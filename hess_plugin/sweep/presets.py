@@ -18,6 +18,7 @@ _PAIRS = tuple(Level(*pair) for pair in PAPER_PAIRS)
 _GRID = tuple(density_level(density) for density in DENSITIES)
 _SPREAD = tuple(Level(*pair) for pair in ((0.5, 0.90), (0.5, 0.70), (0.6, 0.60), (0.6, 0.40), (0.8, 0.40)))
 _ABLATED = (Level(0.6, 0.4), Level(0.8, 0.4))  # the second is that of Table 1
+TABLE_2_LEVELS = (Level(0.5, 0.9), Level(0.8, 0.4))
 _MAIN = (BASELINE, "hess", "reverse", "shuffled")
 _UNIFORM = ("uniform-cdf", "uniform-keys", "uniform-public")
 _BASELINES = ("michel", "kwon", "merging")
@@ -66,6 +67,14 @@ PRESETS = {
             (_ABLATED, (*_TABLE_1, *_SIZES, "swapped")),
         ),
         num_scenes=96,
+    ),
+    # A process to itself on a device: of processes that share one, the seconds are not kept.
+    "timing": Preset(
+        (
+            (TABLE_2_LEVELS, (BASELINE, "hess")),
+            ((density_level(0.25), density_level(0.5)), ("hess", *_BASELINES)),
+        ),
+        num_scenes=12,
     ),
     "density": Preset(((_GRID, _MAIN),), num_scenes=24),
     "small": Preset(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hess_plugin.geometry import neighbors
-from hess_plugin.geometry.neighbors import nearest_neighbors
+from hess_plugin.geometry.neighbors import nearest_neighbors, nearest_of_all
 
 
 def brute_force(query: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,6 +40,7 @@ def test_equals_brute_force(queries: int, references: int, kind: str) -> None:
     torch.testing.assert_close(squared, expected_squared.float())
     assert squared.dtype == torch.float32
     assert index.dtype == torch.int64
+    assert torch.equal(nearest_of_all(query.double(), reference.double()), expected_index)
 
 
 @pytest.mark.parametrize("pairs", [16, 50, 1000])
@@ -48,7 +49,9 @@ def test_parts_change_nothing(pairs: int, monkeypatch: pytest.MonkeyPatch) -> No
     query, reference = torch.randn(300, 3), cloud(2000, "surface")
     expected = brute_force(query, reference)[1]
     monkeypatch.setitem(neighbors._PAIRS, "cpu", pairs)
+    monkeypatch.setattr(neighbors, "_BREADTH", 50 * pairs)  # from less than a row to several
     assert torch.equal(nearest_neighbors(query, reference)[1], expected)
+    assert torch.equal(nearest_of_all(query.double(), reference.double()), expected)
 
 
 def test_the_first_of_equally_near_points_is_named() -> None:
@@ -57,7 +60,9 @@ def test_the_first_of_equally_near_points_is_named() -> None:
     lattice = torch.cartesian_prod(axis, axis, axis).repeat(2, 1)
     shuffled = lattice[torch.randperm(len(lattice), generator=torch.Generator().manual_seed(0))]
     query = torch.cartesian_prod(*[torch.arange(0, 5.5, 0.5)] * 3)
-    assert torch.equal(nearest_neighbors(query, shuffled)[1], brute_force(query, shuffled)[1])
+    expected = brute_force(query, shuffled)[1]
+    assert torch.equal(nearest_neighbors(query, shuffled)[1], expected)
+    assert torch.equal(nearest_of_all(query.double(), shuffled.double()), expected)
 
 
 def test_most_points_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

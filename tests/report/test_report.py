@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from toy_scores import make_scores
 from hess_plugin.card import card_files
 from hess_plugin.cli import main
 from hess_plugin.evaluation.measurements import read_measurements
+from hess_plugin.report.claims import claims
 from hess_plugin.report.command import _section
 from hess_plugin.report.results import Sweep
-from hess_plugin.report.tables import ablation, all_settings, full_results, runtime
+from hess_plugin.report.tables import ablation, accelerations, all_settings, full_results, runtime
 from hess_plugin.sweep.methods import Level
 from hess_plugin.sweep.records import SettingRecord, SweepFolder
 
@@ -31,7 +33,7 @@ def write_sweep(root: Path, protocol: str = "scene", scenes: int = 14, **changes
     """Records of every method of GAINS at every level; scenes differ in difficulty, not in gains."""
     names = [f"{'apple' if k < 10 else 'bench'}/{k}" for k in range(scenes)]
     run = {
-        "format": 1, "command": "hess sweep --preset paper", "protocol": protocol, "about": "as told",
+        "format": 1, "commands": ["hess sweep --preset paper"], "protocol": protocol, "about": "as told",
         "model": {"name": "tiny", "revision": None, "family": "vggt", "sha256": "0" * 64},
         "dataset": "synthetic", "num_views": 4, "seed": 0, "tolerance": 0.005, "alignment": None,
         "base": {"backend": "auto"}, "device": "cpu", "precision": "float32", "versions": {"torch": "2"},
@@ -81,6 +83,59 @@ def rows_of(table: str) -> list[list[str]]:
     return [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line
     ]
+
+
+def test_claims_count_levels(sweep: Sweep) -> None:
+    """HeSS gains 0.2 AUC@30 over uniform and 0.02 in distances at all four levels, and more over the rest."""
+    rows = {row[0]: row[1:] for row in rows_of(claims(sweep) or "")[2:]}
+    assert list(rows) == ["uniform (SparseVGGT)", "reverse HeSS", "W_K", "log", "shuffled HeSS"]
+    assert rows["uniform (SparseVGGT)"] == [
+        "Fig. 6, Tables S1 and S2", "4", "**4** / 0 / 0 (+0.2000)", *["**4** / 0 / 0 (-0.0200)"] * 4
+    ]  # fmt: skip
+    assert rows["reverse HeSS"][2] == "**4** / 0 / 0 (+0.5000)"
+
+
+def test_claims_that_fail_are_counted_as_such(tmp_path: Path) -> None:
+    folder = SweepFolder(write_sweep(tmp_path / "toy"))
+    for scene_id in folder.read_run()["scenes"]:
+        records = folder.read(scene_id)
+        swap = {
+            "hess @ 0.8/0.4": records["reverse @ 0.8/0.4"],
+            "reverse @ 0.8/0.4": records["hess @ 0.8/0.4"],
+        }
+        swap["reverse @ 0.5/0.9"] = records["hess @ 0.5/0.9"]
+        folder.write(scene_id, records | swap)
+    rows = {row[0]: row[1:] for row in rows_of(claims(Sweep.read(folder.path)) or "")[2:]}
+    assert rows["reverse HeSS"][2] == "**2** / 1 / 1 (+0.1250)"
+
+
+def test_accelerations_stand_in_one_table(tmp_path: Path) -> None:
+    folder = SweepFolder(write_sweep(tmp_path / "toy", scenes=2))
+    for scene_id in folder.read_run()["scenes"]:
+        records = folder.read(scene_id)
+        merging = replace(records["hess @ density 0.5"], seconds=0.25, peak_memory=2**30)
+        folder.write(scene_id, records | {"merging @ density 0.5": merging})
+    rows = rows_of(accelerations(Sweep.read(folder.path)) or "")[2:]
+    assert [row[:2] for row in rows] == [
+        ["", "dense"],
+        ["density 0.5", "uniform (SparseVGGT)"],
+        ["density 0.5", "HeSS"],
+        ["density 0.5", "token merging (FastVGGT)"],
+    ]
+    assert rows[0][2:4] == ["1.0000", "0.9050"]
+    assert rows[0][-2:] == ["2.000 (2.000 to 2.000)", "n/a"]
+    assert rows[3][-2:] == ["0.250 (0.250 to 0.250)", "1.00"]
+
+
+def test_seconds_of_a_shared_device_are_not_shown(tmp_path: Path) -> None:
+    folder = SweepFolder(write_sweep(tmp_path / "toy", scenes=2))
+    for scene_id in folder.read_run()["scenes"]:
+        untimed = {key: replace(record, seconds=None) for key, record in folder.read(scene_id).items()}
+        folder.write(scene_id, untimed | {"merging @ density 0.5": untimed["hess @ density 0.5"]})
+    sweep = Sweep.read(folder.path)
+    assert runtime(sweep) is None
+    assert accelerations(sweep) is None
+    assert "Seconds were not kept" in _section(sweep, [])
 
 
 def test_levels_go_from_dense_to_sparse(sweep: Sweep) -> None:
@@ -211,7 +266,9 @@ class TestCommand:
         assert "holds no records of a sweep" in capsys.readouterr().err
         assert main(["report", str(folder), str(folder), *out]) == 2
         assert "two sweeps are named 'toy'" in capsys.readouterr().err
-        SweepFolder(tmp_path / "empty").begin({"format": 1, "scenes": {"a": None}, "settings": []})
+        SweepFolder(tmp_path / "empty").begin(
+            {"format": 1, "commands": [], "scenes": {"a": None}, "settings": []}
+        )
         assert main(["report", str(tmp_path / "empty"), *out]) == 2
         assert "nothing was measured" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()

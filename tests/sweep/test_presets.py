@@ -43,7 +43,7 @@ def test_chosen_methods() -> None:
     assert {setting.method.name for setting in chosen} == {"dense", BASELINE, "reverse"}
     with pytest.raises(InputError, match="unknown method 'magic'; known: dense, uniform,"):
         list(chosen_settings(PRESETS["small"], ["magic"]))
-    with pytest.raises(InputError, match="unknown preset 'large'; known: paper, density, small"):
+    with pytest.raises(InputError, match="unknown preset 'large'; known: paper, timing, density, small"):
         preset_named("large")
 
 

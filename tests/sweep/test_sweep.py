@@ -187,6 +187,8 @@ def test_two_processes(model: Path, swept: SweepFolder, tmp_path: Path) -> None:
         assert list(records) == list(alone)
         for key, record in records.items():
             assert record.density == pytest.approx(alone[key].density, abs=0.01)
+            assert record.seconds is None  # two processes on one CPU
+            assert alone[key].seconds > 0
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,14 @@ from sweeping import SYNTHETIC, scene_records, sweep
 from hess_plugin.cli import main
 from hess_plugin.errors import InputError
 from hess_plugin.sweep import command, measuring
+from hess_plugin.sweep import records as records_module
 from hess_plugin.sweep.records import SettingRecord, SweepFolder
 
 
 def test_nothing_is_measured_twice(
     model: Path, swept: SweepFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = {path: path.read_bytes() for path in swept.path.rglob("*.json")}
+    before = {path: path.read_bytes() for path in swept.path.rglob("*.json*")}
 
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
@@ -28,7 +31,7 @@ def test_nothing_is_measured_twice(
     with monkeypatch.context() as patch:
         patch.setattr(measuring, "predict", refuse)
         sweep(model, swept.path, *SYNTHETIC)
-    after = {path: path.read_bytes() for path in swept.path.rglob("*.json")}
+    after = {path: path.read_bytes() for path in swept.path.rglob("*.json*")}
     assert after == before
 
 
@@ -127,21 +130,44 @@ class TestFolder:
         read = folder.read("apple/1")["dense"]
         assert math.isnan(read.metrics["ate"])
         assert replace(read, metrics={}) == replace(record, metrics={})
-        assert "NaN" not in (tmp_path / "records/apple/1.json").read_text()
+        assert b"NaN" not in gzip.decompress((tmp_path / "records/apple/1.json.gz").read_bytes())
 
     def test_damaged_records_count_as_not_measured(self, tmp_path: Path) -> None:
         folder = SweepFolder(tmp_path)
         assert folder.read("s") == {}
         folder.write("s", {"dense": SettingRecord({"dense": True})})
-        path = tmp_path / "records/s.json"
-        path.write_text(path.read_text()[:-5])
-        assert folder.read("s") == {}
+        path = tmp_path / "records/s.json.gz"
+        whole = path.read_bytes()
+        for damaged in (
+            whole[:-5],
+            whole[:15] + b"\xff" + whole[16:],
+            b"{}",
+            gzip.compress(b'{"dense": {"a": 1}}'),
+        ):
+            path.write_bytes(damaged)
+            assert folder.read("s") == {}
+
+    def test_no_time_in_the_bytes(self, tmp_path: Path) -> None:
+        SweepFolder(tmp_path).write("s", {"dense": SettingRecord({"dense": True})})
+        assert (tmp_path / "records/s.json.gz").read_bytes()[4:8] == bytes(4)
+
+    @pytest.mark.parametrize(("every", "while_open"), [(0.0, ["dense"]), (60.0, [])])
+    def test_kept_now_and_then_and_at_the_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, while_open: list[str]
+    ) -> None:
+        monkeypatch.setattr(records_module, "WRITE_EVERY", every)
+        folder = SweepFolder(tmp_path)
+        with suppress(KeyboardInterrupt), folder.kept("s", {}) as keep:
+            keep("dense", SettingRecord({"dense": True}))
+            assert list(folder.read("s")) == while_open
+            raise KeyboardInterrupt
+        assert list(folder.read("s")) == ["dense"]
 
     def test_another_sweep_is_refused(self, tmp_path: Path) -> None:
         folder = SweepFolder(tmp_path)
         with pytest.raises(InputError, match="holds no records of a sweep"):
             folder.read_run()
-        run = {"format": 1, "seed": 0, "scenes": {}, "settings": []}
+        run = {"format": 1, "commands": ["a"], "seed": 0, "scenes": {}, "settings": []}
         folder.begin(run)
         folder.begin(run | {"scenes": {"a": None}})
         with pytest.raises(InputError, match="of another run, which differs in seed; choose another --out"):
@@ -153,16 +179,25 @@ class TestFolder:
     def test_extended_by_settings_and_scenes(self, tmp_path: Path) -> None:
         folder = SweepFolder(tmp_path)
         dense, hess = {"key": "dense", "level": None}, {"key": "hess @ 0.8/0.4", "level": {}}
-        folder.begin({"format": 1, "scenes": {"a": ["1", "2"]}, "settings": [dense]})
-        folder.begin({"format": 1, "scenes": {"b": ["3", "4"]}, "settings": [dense, hess]})
-        folder.begin({"format": 1, "scenes": {"a": ["1", "2"]}, "settings": [dense]})
+        folder.begin({"format": 1, "commands": ["a"], "scenes": {"a": ["1", "2"]}, "settings": [dense]})
+        folder.begin({"format": 1, "commands": ["a"], "scenes": {"b": ["3", "4"]}, "settings": [dense, hess]})
+        folder.begin({"format": 1, "commands": ["a"], "scenes": {"a": ["1", "2"]}, "settings": [dense]})
         run = folder.read_run()
         assert run["scenes"] == {"a": ["1", "2"], "b": ["3", "4"]}
         assert run["settings"] == [dense, hess]
 
+    def test_extended_without_gates_keeps_what_was_said_of_them(self, tmp_path: Path) -> None:
+        folder, run = SweepFolder(tmp_path), {"format": 1, "scenes": {}, "settings": []}
+        folder.begin(run | {"commands": ["hess sweep --gates g"], "gates": "abc", "other_scores": None})
+        for _ in range(2):
+            folder.begin(run | {"commands": ["hess sweep"], "gates": None, "other_scores": {"sha256": "d"}})
+        assert folder.read_run()["commands"] == ["hess sweep --gates g", "hess sweep"]
+        assert folder.read_run()["gates"] == "abc"
+        assert folder.read_run()["other_scores"] == {"sha256": "d"}
+
     def test_other_views_are_refused(self, tmp_path: Path) -> None:
         folder = SweepFolder(tmp_path)
-        folder.begin({"format": 1, "scenes": {"a": ["1", "2"]}, "settings": []})
+        folder.begin({"format": 1, "commands": ["a"], "scenes": {"a": ["1", "2"]}, "settings": []})
         with pytest.raises(InputError, match="other views of a"):
-            folder.begin({"format": 1, "scenes": {"a": ["2", "1"]}, "settings": []})
+            folder.begin({"format": 1, "commands": ["a"], "scenes": {"a": ["2", "1"]}, "settings": []})
         assert folder.read_run()["scenes"] == {"a": ["1", "2"]}
