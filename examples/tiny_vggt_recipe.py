@@ -96,13 +96,32 @@ def make_batch(
 ) -> Batch:
     """Render scenes, with their truth as `normalise` puts it and photos with a sensor's blur and noise."""
     batch = normalise(render_scenes(numbers, image_size, orbit_span, walks))
-    images = batch.images
+    images = change_look(batch.images, generator)
     chance = torch.rand(2, len(images), 1, 1, 1, 1, generator=generator, device=images.device)
     # Rays have no width: edges of procedural photos are sharper than those of scaled real ones.
     soft = F.avg_pool2d(images.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False)
     images = images.lerp(soft.view_as(images), 0.8 * chance[0])
     noise = torch.randn(images.shape, generator=generator, device=images.device)
     return batch._replace(images=(images + 0.05 * chance[1] ** 2 * noise).clamp(0, 1))
+
+
+def change_look(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Photos [B, V, 3, height, width], half of the scenes with colours and textures that no renderer draws.
+
+    All photos of such a scene go through one random convolution ("Robust and generalizable visual
+    representation learning via random convolutions", 2021), by a random share, and one random contrast.
+    Edges and what belongs together stay where they are, so poses and depth do too.
+    """
+    scenes = len(images)
+    share, contrast, chosen = torch.rand(3, scenes, 1, 1, 1, 1, generator=generator, device=images.device)
+    filters = torch.randn(scenes * 3, 3, 3, 3, generator=generator, device=images.device) / 27**0.5
+    flat = images.transpose(0, 1).flatten(1, 2)  # the scenes are groups of channels
+    flat = F.conv2d(F.pad(flat, (1, 1, 1, 1), mode="replicate"), filters, groups=scenes)
+    mixed = images.lerp(flat.unflatten(1, (scenes, 3)).transpose(0, 1), share)
+    over = {"dim": (1, 3, 4), "keepdim": True}  # of each channel
+    gain = (0.7 + contrast) * images.std(**over) / mixed.std(**over).clamp(min=1e-3)
+    mixed = images.mean(**over) + gain * (mixed - mixed.mean(**over))
+    return torch.where(chosen < 0.5, mixed.clamp(0, 1), images)
 
 
 def normalise(scenes: SceneBatch) -> Batch:

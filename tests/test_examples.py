@@ -188,8 +188,22 @@ class TestRecipe:
         spread = (taken - clean).square().mean((1, 2, 3, 4)).sqrt()
         assert (spread > 0).all()
         assert spread.max() > 2 * spread.min()  # some scenes have more than others
-        # Blur and noise leave the brightness of a scene as it is.
-        assert ((taken - clean).mean((1, 2, 3, 4)).abs() < 0.02).all()
+        # Blur and noise leave the brightness of a scene as it is, and another look nearly so.
+        assert ((taken - clean).mean((1, 2, 3, 4)).abs() < 0.05).all()
+
+    def test_look_belongs_to_a_scene(self, examples) -> None:
+        """Some scenes keep theirs; in the others equal photos stay equal, and edges where they are."""
+        change_look = examples["tiny_vggt_recipe"].change_look
+        photo = torch.full((16, 1, 3, 9, 10), 0.2)
+        photo[..., 5:] = 0.8
+        changed = change_look(photo.expand(-1, 2, -1, -1, -1), torch.Generator().manual_seed(0))
+        assert torch.equal(changed[:, 0], changed[:, 1])
+        own = (changed[:, 0] == photo[:, 0]).flatten(1).all(1)
+        assert 3 < own.sum() < 13
+        step = changed.diff(dim=-1).abs().amax((0, 1, 2, 3))
+        assert (step[3:6] > 0.05).all()  # a filter of width 3 reaches one pixel to either side
+        assert (step[:3] < 1e-5).all()
+        assert (step[6:] < 1e-5).all()
 
 
 class TestMuon:
