@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -47,30 +47,51 @@ def _parser() -> argparse.ArgumentParser:
         prog="hess", description="Sparse global attention for VGGT-family models, guided by head sensitivity."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_demo(commands)
-    _add_calibrate(commands)
-    _add_predict(commands)
-    _add_evaluate(commands)
-    _add_sweep(commands)
-    _add_report(commands)
-    _add_bench(commands)
-    _add_inspect(commands)
-    _add_push(commands)
-    _add_pull(commands)
+    for run, about, add in _commands():
+        name = run.__name__.removeprefix("_")
+        command = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        add(command)
+        command.set_defaults(run=run)
     return parser
 
 
-def _add_demo(commands: argparse._SubParsersAction) -> None:
-    about = "reconstruct scenes with dense, uniform and HeSS attention and compare them"
-    demo = commands.add_parser("demo", help=about, description=about.capitalize() + ".")
-    demo.add_argument("--images", type=Path, metavar="FOLDER", help="your photos instead of the examples")
-    demo.add_argument("--out", type=Path, metavar="FOLDER", help="where results go (default: ./hess-demo)")
-    demo.add_argument("--density", type=float, help="share of attention blocks to keep (default: 0.5)")
-    demo.add_argument("--views", type=int, help="photos per scene, evenly spaced (default: 16)")
-    demo.add_argument("--model", help="folder or repository of a VGGT checkpoint (default: the embedded one)")
-    demo.add_argument("--hess", help="scores: alias, folder or repository (default: beside the weights)")
-    demo.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    demo.set_defaults(run=_demo)
+def _commands() -> tuple[tuple[Callable, str, Callable], ...]:
+    """Of each command: the function of its name that runs it, what it does, and what adds its options."""
+    return (
+        (
+            _demo,
+            "reconstruct scenes with dense, uniform and HeSS attention and compare them",
+            _demo_options,
+        ),
+        (_calibrate, "measure how sensitive each head of a model is and write a sidecar", add_options),
+        (_predict, "run a model over scenes and keep its predictions", add_predict_options),
+        (
+            _evaluate,
+            "predict scenes and measure the predictions, or measure those that are there",
+            add_evaluate_options,
+        ),
+        (_sweep, "compare methods at equal measured density, scene by scene", add_sweep_options),
+        (_report, "show sweeps and predictions: tables, figures, a page with 3D views", add_report_options),
+        (
+            _bench,
+            "time VGGT-1B of random weights over the number of views, dense and sparse",
+            _bench_options,
+        ),
+        (_inspect, "print what a sidecar holds, and how sure its scores are", _inspect_options),
+        (_push, "put a sidecar with its card on the Hub, in one commit", _push_options),
+        (_pull, "copy a sidecar from the Hub into a folder", _pull_options),
+    )
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--images", type=Path, metavar="FOLDER", help="your photos instead of the examples")
+    add("--out", type=Path, metavar="FOLDER", help="where results go (default: ./hess-demo)")
+    add("--density", type=float, help="share of attention blocks to keep (default: 0.5)")
+    add("--views", type=int, help="photos per scene, evenly spaced (default: 16)")
+    add("--model", help="folder or repository of a VGGT checkpoint (default: the embedded one)")
+    add("--hess", help="scores: alias, folder or repository (default: beside the weights)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -83,24 +104,10 @@ def _demo(options: argparse.Namespace) -> None:
     print(f"\nPictures, point clouds, cameras and numbers: {settings.out}/ (open index.html in a browser)")
 
 
-def _add_calibrate(commands: argparse._SubParsersAction) -> None:
-    about = "measure how sensitive each head of a model is and write a sidecar"
-    calibrate = commands.add_parser("calibrate", help=about, description=about.capitalize() + ".")
-    add_options(calibrate)
-    calibrate.set_defaults(run=_calibrate)
-
-
 def _calibrate(options: argparse.Namespace) -> None:
     from .calibration.command import run_calibration
 
     run_calibration(read_options(options))
-
-
-def _add_predict(commands: argparse._SubParsersAction) -> None:
-    about = "run a model over scenes and keep its predictions"
-    predict = commands.add_parser("predict", help=about, description=about.capitalize() + ".")
-    add_predict_options(predict)
-    predict.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -109,13 +116,6 @@ def _predict(options: argparse.Namespace) -> None:
     run = read_predict_options(options)
     if run_prediction(run):
         print(f"Predictions: {run.out}/ (measure them with `hess evaluate --predictions {run.out}`)")
-
-
-def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    about = "predict scenes and measure the predictions, or measure those that are there"
-    evaluate = commands.add_parser("evaluate", help=about, description=about.capitalize() + ".")
-    add_evaluate_options(evaluate)
-    evaluate.set_defaults(run=_evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -127,26 +127,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         run_evaluation(evaluation)
 
 
-def _add_sweep(commands: argparse._SubParsersAction) -> None:
-    about = "compare methods at equal measured density, scene by scene"
-    sweep = commands.add_parser("sweep", help=about, description=about.capitalize() + ".")
-    add_sweep_options(sweep)
-    sweep.set_defaults(run=_sweep)
-
-
 def _sweep(options: argparse.Namespace) -> None:
     from .sweep.command import run_sweep
 
     run = read_sweep_options(options)
     if run_sweep(run):
         print(f"Records: {run.out}/ (tables and figures: `hess report {run.out} --out FOLDER`)")
-
-
-def _add_report(commands: argparse._SubParsersAction) -> None:
-    about = "show sweeps and predictions: tables, figures, a page with 3D views"
-    report = commands.add_parser("report", help=about, description=about.capitalize() + ".")
-    add_report_options(report)
-    report.set_defaults(run=_report)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -157,18 +143,16 @@ def _report(options: argparse.Namespace) -> None:
     print(f"Report: {run.out}/ (open index.html in a browser)")
 
 
-def _add_bench(commands: argparse._SubParsersAction) -> None:
-    about = "time VGGT-1B of random weights over the number of views, dense and sparse"
-    bench = commands.add_parser("bench", help=about, description=about.capitalize() + ".")
-    bench.add_argument("--out", type=Path, metavar="FOLDER", help="where results go (default: ./hess-bench)")
-    bench.add_argument("--views", type=int, nargs="+", help="default: 50 100 200 350 500 1000")
-    bench.add_argument("--dense-views", type=int, help="most views of the dense model (default: 500)")
-    bench.add_argument("--density", type=float, help="share of attention blocks to keep (default: 0.25)")
-    bench.add_argument("--backend", choices=get_args(Backend), help="of sparse attention (default: auto)")
-    bench.add_argument("--height", type=int, help="of the images in pixels (default: 392)")
-    bench.add_argument("--width", type=int, help="of the images in pixels (default: 518)")
-    bench.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    bench.set_defaults(run=_bench)
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FOLDER", help="where results go (default: ./hess-bench)")
+    add("--views", type=int, nargs="+", help="default: 50 100 200 350 500 1000")
+    add("--dense-views", type=int, help="most views of the dense model (default: 500)")
+    add("--density", type=float, help="share of attention blocks to keep (default: 0.25)")
+    add("--backend", choices=get_args(Backend), help="of sparse attention (default: auto)")
+    add("--height", type=int, help="of the images in pixels (default: 392)")
+    add("--width", type=int, help="of the images in pixels (default: 518)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -181,12 +165,10 @@ def _bench(options: argparse.Namespace) -> None:
     print(f"\nNumbers and picture: {settings.out}/")
 
 
-def _add_inspect(commands: argparse._SubParsersAction) -> None:
-    about = "print what a sidecar holds, and how sure its scores are"
-    inspect = commands.add_parser("inspect", help=about, description=about.capitalize() + ".")
-    inspect.add_argument("sidecar", metavar="SIDECAR", help="folder, or org/repo[@revision][:alias]")
-    inspect.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw the scores as heat maps")
-    inspect.set_defaults(run=_inspect)
+def _inspect_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("sidecar", metavar="SIDECAR", help="folder, or org/repo[@revision][:alias]")
+    add("--picture", type=Path, metavar="FILE.png", help="also draw the scores as heat maps")
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -208,17 +190,15 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"\nPicture: {options.picture}")
 
 
-def _add_push(commands: argparse._SubParsersAction) -> None:
-    about = "put a sidecar with its card on the Hub, in one commit"
-    push = commands.add_parser("push", help=about, description=about.capitalize() + ".")
-    push.add_argument("folder", type=Path, metavar="FOLDER", help="holds the sidecar")
-    push.add_argument("repo_id", metavar="REPO", help="user/name; without --alias it is made if needed")
-    push.add_argument("--alias", help="add to the model repository REPO under this name, as hess/ALIAS/")
-    push.add_argument("--revision", metavar="BRANCH", help="made if needed (default: main)")
-    push.add_argument("--private", action="store_true", default=None, help="make a private repository")
-    push.add_argument("--create-pr", action="store_true", default=None, help="propose it by a pull request")
-    push.add_argument("--evaluation", type=Path, metavar="FILE", help="measurements (JSON) for the card")
-    push.set_defaults(run=_push)
+def _push_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="holds the sidecar")
+    add("repo_id", metavar="REPO", help="user/name; without --alias it is made if needed")
+    add("--alias", help="add to the model repository REPO under this name, as hess/ALIAS/")
+    add("--revision", metavar="BRANCH", help="made if needed (default: main)")
+    add("--private", action="store_true", default=None, help="make a private repository")
+    add("--create-pr", action="store_true", default=None, help="propose it by a pull request")
+    add("--evaluation", type=Path, metavar="FILE", help="measurements (JSON) for the card")
 
 
 def _push(options: argparse.Namespace) -> None:
@@ -234,12 +214,10 @@ def _push(options: argparse.Namespace) -> None:
     print(f"{'Pushed' if pushed.changed else 'Nothing to push, the same is there'}: {pushed.url}")
 
 
-def _add_pull(commands: argparse._SubParsersAction) -> None:
-    about = "copy a sidecar from the Hub into a folder"
-    pull = commands.add_parser("pull", help=about, description=about.capitalize() + ".")
-    pull.add_argument("name", metavar="SIDECAR", help="org/repo[@revision][:alias]")
-    pull.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new or empty")
-    pull.set_defaults(run=_pull)
+def _pull_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", metavar="SIDECAR", help="org/repo[@revision][:alias]")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="new or empty")
 
 
 def _pull(options: argparse.Namespace) -> None:

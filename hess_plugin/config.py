@@ -33,8 +33,8 @@ def ordered_projections(chosen: Any) -> tuple[Projection, ...]:
     return ordered
 
 
-class _Checked:
-    """Shared behaviour of the configurations: construction from a dict and checks that name the field."""
+class Checked:
+    """Base of dataclasses that hold what was given: construction from a dict, checks that name the field."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -48,7 +48,9 @@ class _Checked:
     def _in_unit_interval(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, Real) and 0 <= float(value) <= 1):
+            if value is None and getattr(type(self), name, 0) is None:  # its default
+                continue
+            if not (isinstance(value, Real) and 0 <= float(value) <= 1):
                 raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
 
     def _positive_int(self, *names: str, at_least: int = 1) -> None:
@@ -63,13 +65,20 @@ class _Checked:
             if not isinstance(value, Real) or not 0 < float(value) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
+    def _layer_indices(self, name: str) -> None:
+        """The layers as a tuple; lists are what JSON has."""
+        layers = getattr(self, name)
+        if not isinstance(layers, tuple | list) or not all(isinstance(n, int) and n >= 0 for n in layers):
+            raise ValueError(f"{name} must be indices of global layers, got {layers!r}.")
+        object.__setattr__(self, name, tuple(layers))
+
     def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
         if getattr(self, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
 
 
 @dataclass(frozen=True)
-class HeSSConfig(_Checked):
+class HeSSConfig(Checked):
     """How global attention is made sparse. Defaults: the milder setting of the paper's Table 2.
 
     `density` of a run is measured, not set: with `cdf_threshold=0` it is `1 - sparse_ratio` up to rounding.
@@ -110,14 +119,11 @@ class HeSSConfig(_Checked):
                 "special_keys='sparse-vggt' needs a q_block_size that is a multiple of kv_block_size, got "
                 f"{self.q_block_size} and {self.kv_block_size}."
             )
-        layers = self.dense_layers
-        if not isinstance(layers, tuple | list) or not all(isinstance(n, int) and n >= 0 for n in layers):
-            raise ValueError(f"dense_layers must be indices of global layers, got {self.dense_layers!r}.")
-        object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
+        self._layer_indices("dense_layers")
 
 
 @dataclass(frozen=True)
-class CalibrationConfig(_Checked):
+class CalibrationConfig(Checked):
     """How head sensitivity is measured. Defaults: the paper's section 4.1 and appendix C."""
 
     num_scenes: int = 40

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .config import Projection, _Checked, ordered_projections
+from .config import Checked, Projection, ordered_projections
 from .errors import input_errors
 from .files import write_atomic
 
@@ -53,7 +53,7 @@ def _software_versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoresInfo(_Checked):
+class ScoresInfo(Checked):
     """Where scores come from and which models they fit: the fields of `hess_config.json`."""
 
     backbone: str  # name of the model family

@@ -22,6 +22,7 @@ def test_defaults_follow_the_paper() -> None:
         ({"cdf_threshold": 1.4}, r"cdf_threshold must be in \[0, 1\], got 1.4"),
         ({"sparse_ratio": -0.1}, r"sparse_ratio must be in \[0, 1\], got -0.1"),
         ({"sparse_ratio": float("nan")}, r"sparse_ratio must be in \[0, 1\], got nan"),
+        ({"sparse_ratio": None}, r"sparse_ratio must be in \[0, 1\], got None"),
         ({"sparse_ratio": "half"}, r"sparse_ratio must be in \[0, 1\], got 'half'"),
         ({"camera_weight": 2}, r"camera_weight must be in \[0, 1\], got 2"),
         (

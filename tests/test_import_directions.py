@@ -46,12 +46,12 @@ MAY_IMPORT = {
     "auto": "hub",
     "models": "errors geometry hub",
     "loading": "backbones datasets errors models",
-    "evaluation": "backbones config datasets errors files gates geometry loading options patch processes "
-    "scores scores_io sidecar tables",
+    "baselines": "attention backbones config errors gates patch",
+    "evaluation": "backbones baselines config datasets errors files gates geometry loading options patch "
+    "processes scores scores_io sidecar tables",
     # never patch
     "calibration": "backbones config datasets errors files gates geometry kernels loading options processes "
     "scores tables",
-    "baselines": "attention backbones config gates patch",
     "sweep": "backbones baselines config datasets errors evaluation files gates kernels loading options "
     "patch processes progress scores sidecar",
     "viewer": "datasets errors evaluation files geometry plots scores",

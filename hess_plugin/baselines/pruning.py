@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..backbones import find_backbone
-from ..config import _Checked
+from ..config import Checked
 from ..gates import HeadGates
 from ..patch import HeSSHandle, apply_processors, check_fit
 from . import kwon, michel
@@ -18,7 +18,7 @@ RULES = {"michel": michel.kept_heads, "kwon": kwon.kept_heads}
 
 
 @dataclass(frozen=True)
-class HeadPruningConfig(_Checked):
+class HeadPruningConfig(Checked):
     """Which heads of the global attentions are masked. The density is the share of heads that are kept."""
 
     rule: Literal["michel", "kwon"] = "michel"
@@ -29,7 +29,7 @@ class HeadPruningConfig(_Checked):
     def __post_init__(self) -> None:
         self._one_of("rule", tuple(RULES))
         self._in_unit_interval("kept_share", "camera_weight")
-        object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
+        self._layer_indices("dense_layers")
 
 
 def kept_heads(gates: HeadGates, config: HeadPruningConfig) -> Tensor:

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones import TokenLayout, find_backbone
-from ..config import _Checked
+from ..config import Checked
 from ..patch import HeSSHandle, apply_processors
 
 SIMILARITY_BYTES = 2**28  # of similarities held at once
 
 
 @dataclass(frozen=True)
-class TokenMergingConfig(_Checked):
+class TokenMergingConfig(Checked):
     """How many tokens are merged. The density is the measured share of scores: (T - merged)² / T²."""
 
     merged_share: float = 0.5  # of all T tokens; less where what must stay leaves less, as in a single view
@@ -43,7 +43,7 @@ class TokenMergingConfig(_Checked):
         self._in_unit_interval("merged_share", "salient_share")
         self._positive_int("region_size")
         self._positive_int("seed", "dense_below_tokens", at_least=0)
-        object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
+        self._layer_indices("dense_layers")
 
     @classmethod
     def at_density(cls, density: float, **settings: Any) -> Self:

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import _Checked
+from ..config import Checked
 from ..errors import input_errors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement(_Checked):
+class Measurement(Checked):
     """One mean over scenes. A file of measurements is a JSON list of objects with exactly these keys."""
 
     dataset: str  # of the scenes
@@ -34,8 +34,6 @@ class Measurement(_Checked):
         number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
         if not number or not math.isfinite(self.value):
             raise ValueError(f"value must be a finite number, got {self.value!r}.")
-        if self.density is None:
-            raise ValueError("density must be in [0, 1], got None.")
         self._in_unit_interval("density")
         self._positive_int("num_scenes", "num_views")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..errors import InputError, input_errors
 from ..options import DATASET, MODEL, SCENES, add_model_options, add_scene_options, given
 
 if TYPE_CHECKING:
+    from ..baselines.choice import Baseline
     from ..config import HeSSConfig
     from .command import PredictionRun
     from .evaluate import EvaluationRun
@@ -33,8 +35,12 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="FOLDER", help="for the predictions")
     about = "run sparse: settings of HeSSConfig such as sparse_ratio=0.8,cdf_threshold=0.4 (default: dense)"
     add("--sparse", metavar="NAME=VALUE,...", nargs="?", const="", help=about)
+    about = "run a baseline: michel, kwon or merging and settings, such as kwon,kept_share=0.5"
+    add("--baseline", metavar="NAME[,NAME=VALUE,...]", help=about)
     scores = "alias, folder or repository (default: beside the weights); their scenes are left out"
     add("--hess", metavar="SCORES", help=scores)
+    gates = "of hess calibrate --gates, for michel and kwon (default: beside the scores); likewise"
+    add("--gates", type=Path, metavar="FOLDER", help=gates)
     add("--cameras-only", action="store_true", default=None, help="keep no points and depth")
     add_scene_options(parser, num_scenes="24", num_views="the protocol's; 16", required=False)
     add_protocol_options(parser)
@@ -77,11 +83,11 @@ def read_predict_options(options: argparse.Namespace) -> PredictionRun:
         if getattr(options, name) is None:
             raise InputError(f"--{name} is needed to predict.")
     return PredictionRun(
-        **given(options, "out", "device", "cameras_only", "hess", *MODEL, *SCENES),
+        **given(options, "out", "device", "cameras_only", "hess", "gates", *MODEL, *SCENES),
         protocol_name=options.protocol,
         options=given(options, *DATASET),
         selection=read_selection(options),
-        sparsity=read_sparsity(options),
+        attention=read_attention(options),
         command=command_line(),
     )
 
@@ -97,24 +103,41 @@ def read_evaluate_options(options: argparse.Namespace) -> tuple[PredictionRun | 
     return prediction, EvaluationRun(options.predictions or options.out, **chosen, command=command_line())
 
 
-def read_sparsity(options: argparse.Namespace) -> HeSSConfig | None:
-    """The setting of `--sparse`; None for dense."""
+def read_attention(options: argparse.Namespace) -> HeSSConfig | Baseline | None:
+    """The setting of `--sparse` or `--baseline`; None for dense."""
+    if options.sparse is not None and options.baseline is not None:
+        raise InputError("--sparse and --baseline are two ways to run a model; give one of them.")
+    if options.baseline is not None:
+        return _read_baseline(options.baseline)
+    return None if options.sparse is None else _read_sparsity(options.sparse)
+
+
+def _read_sparsity(text: str) -> HeSSConfig:
     from ..config import HeSSConfig
 
-    if options.sparse is None:
-        return None
-    values = read_config(options.sparse, "--sparse")
+    values = read_config(text, "--sparse")
+    if "scores" in values:
+        raise InputError("--sparse takes no scores; name them by --hess.")
     with input_errors(ValueError, TypeError, prefix="--sparse: "):
         return HeSSConfig.from_dict(values)
+
+
+def _read_baseline(text: str) -> Baseline:
+    from ..baselines.choice import baseline_named
+
+    name, _, settings = text.partition(",")
+    values = read_config(settings, "--baseline")
+    with input_errors(ValueError, TypeError, prefix="--baseline: "):
+        return baseline_named(name, values)
 
 
 def read_config(text: str, option: str) -> dict[str, Any]:
     """Values by name of "NAME=VALUE,..."; numbers and lists as in JSON, all else as text."""
     values: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, re.split(r",(?![^\[]*\])", text)):  # not at commas of a list
         name, equals, value = part.partition("=")
-        if not equals or name == "scores":
-            raise InputError(f"{option} takes NAME=VALUE,... with settings of HeSSConfig, got {part!r}.")
+        if not equals:
+            raise InputError(f"{option} takes settings as NAME=VALUE,..., got {part!r}.")
         try:
             values[name] = json.loads(value)
         except ValueError:

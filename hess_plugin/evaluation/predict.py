@@ -29,7 +29,7 @@ class Prediction:
     points: Tensor  # [V, height, width, 3], world
     depth: Tensor  # [V, height, width], z in the camera
     confidence: Tensor  # [V, height, width], higher is better; comparable within one model only
-    seconds: float  # wall time of the forward pass, heads included
+    seconds: float | None  # wall time of the forward pass, heads included; None: not known
     density: float  # measured share of attended blocks over all global layers; 1 without a handle
     peak_memory: int = 0  # bytes on the GPU during the forward pass, weights included; 0 on a CPU
 

@@ -3,6 +3,7 @@
     run.json                     the full configuration
     scenes/<scene id>.safetensors
     scores/                      the sidecar of the run's scores, if it has any
+    gates/                       the head gates that it prunes by, or whose scenes it leaves out
 
 Tensors of a scene: `extrinsics`, `intrinsics`, `points`, `depth`, `confidence` as in `Prediction`, and
 `truth.extrinsics`, `truth.intrinsics`, `truth.depth` as in `Scene`, as far as they are known. Where only
@@ -29,7 +30,7 @@ from .compare import Reference
 from .predict import Prediction
 from .run_file import RunFile
 
-RUN_FILE, SCENES, SCORES, METRICS_FILE = "run.json", "scenes", "scores", "metrics.json"
+RUN_FILE, SCENES, SCORES, GATES, METRICS_FILE = "run.json", "scenes", "scores", "gates", "metrics.json"
 FORMAT = 1
 _RECORD = "record"
 _TENSORS = ("extrinsics", "intrinsics", "points", "depth", "confidence")
@@ -42,7 +43,7 @@ class SavedPrediction:
 
     scene_id: str
     view_ids: tuple[str, ...] = ()  # in the order in which the model saw them
-    seconds: float = 0.0  # of the forward pass
+    seconds: float | None = None  # of the forward pass; None: other processes had the device, too
     density: float = 1.0  # measured share of attended blocks
     peak_memory: int = 0  # bytes on the GPU during the pass; 0 on a CPU
     failure: str | None = None  # why there is no prediction

@@ -13,7 +13,9 @@ _FIRST = ("auc_30", "auc_15", "auc_5", "auc_3", "ate", "chamfer", "accuracy", "c
 
 
 def method_of(run: dict[str, Any]) -> str:
-    """What a run of `hess predict` is called beside others: "dense", or its allocation."""
+    """What a run of `hess predict` is called beside others: "dense", its allocation, or its baseline."""
+    if run.get("baseline") is not None:  # older runs have no such key
+        return run["baseline"]["method"]
     return "dense" if run["sparsity"] is None else run["sparsity"]["allocation"]
 
 

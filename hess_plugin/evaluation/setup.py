@@ -161,12 +161,12 @@ def describe_sparsity(config: HeSSConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "scores"}
 
 
-def describe_scores(scores: HeadScores) -> dict[str, Any]:
-    """What tells scores from others."""
+def describe_scores(calibrated: HeadScores | HeadGates) -> dict[str, Any]:
+    """What tells scores, or gates, from others."""
     return {
-        "dataset": scores.info.dataset,
-        "num_scenes": len(scores.info.scene_ids),
-        "sha256": scores.sha256,
+        "dataset": calibrated.info.dataset,
+        "num_scenes": len(calibrated.info.scene_ids),
+        "sha256": calibrated.sha256,
     }
 
 

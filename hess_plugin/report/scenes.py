@@ -20,7 +20,7 @@ SHOWN_SCENES = 6  # unless they are named
 
 @dataclass(frozen=True)
 class Predictions:
-    """Folders of `hess predict`, by method: "dense" or the allocation, the folder's name if two are alike."""
+    """Folders of `hess predict`, by method as of `method_of`; the folder's name if two are alike."""
 
     folders: dict[str, PredictionFolder]
     runs: dict[str, dict[str, Any]]
@@ -41,7 +41,7 @@ class Predictions:
         names = {f: kind if count[kind] == 1 else f.resolve().name for f, kind in kinds.items()}
         if len(set(names.values())) < len(folders):
             raise InputError("two folders of predictions have one method and one name; rename one.")
-        order = sorted(names, key=lambda folder: found[folder]["sparsity"] is not None)  # dense first
+        order = sorted(names, key=lambda folder: kinds[folder] != "dense")  # dense first
         methods = {names[folder]: PredictionFolder(folder) for folder in order}
         common = [s for s in found[order[0]]["views"] if all(_has(folder, s) for folder in methods.values())]
         if not common:

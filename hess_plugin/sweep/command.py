@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from ..baselines.choice import read_gates
 from ..config import HeSSConfig
 from ..datasets import Scene
 from ..datasets.reading import read_ahead
@@ -32,7 +33,6 @@ from ..processes import from_main, shares_device, wait_for_all
 from ..progress import ProgressBar
 from ..scores import HeadScores
 from ..sidecar import resolve
-from .baselines import read_gates
 from .matching import TOLERANCE
 from .measuring import Bench, measure_settings, warm_up
 from .presets import Preset, Setting, chosen_settings, preset_named

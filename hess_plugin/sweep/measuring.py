@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..baselines.choice import Baseline, apply_baseline
 from ..config import HeSSConfig
 from ..datasets import Scene
 from ..errors import InputError
@@ -20,7 +21,7 @@ from ..evaluation.setup import describe_sparsity
 from ..gates import HeadGates
 from ..patch import HeSSHandle, apply_hess
 from ..scores import HeadScores
-from .baselines import Baseline, apply_baseline, baseline_config
+from .baselines import baseline_config
 from .matching import Matched, match_density
 from .methods import BASELINE, Method
 from .presets import Setting

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
+from ..baselines.choice import BaselineName
 from ..config import HeSSConfig
 from ..datasets.base import draw
 from ..errors import InputError
@@ -25,7 +26,7 @@ class Method:
     changes: Mapping[str, Any] = field(default_factory=dict)  # to the fields of `HeSSConfig`
     num_scenes: int | None = None  # use so many of the calibration scenes; None: all
     swapped: bool = False  # use the scores of another calibration set
-    baseline: Literal["michel", "kwon", "merging"] | None = None  # of `hess_plugin.baselines`, if it is one
+    baseline: BaselineName | None = None  # of `hess_plugin.baselines`, if it is one
 
     def scores(self, own: HeadScores, other: HeadScores | None) -> HeadScores | None:
         """The scores that it uses; None if there are none such."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,10 @@ from ..evaluation.predict import Prediction
 from ..plots import PointCloud, clean_mask, colored_cloud, frustums
 from ..plots.point_cloud import move_cameras
 
-NAMES = {"ground_truth": "Ground truth", "dense": "Dense", "uniform": "Uniform", "hess": "HeSS"}
+NAMES = {
+    "ground_truth": "Ground truth", "dense": "Dense", "uniform": "Uniform", "hess": "HeSS",
+    "michel": "Pruning (Michel)", "kwon": "Pruning (Kwon)", "merging": "Token merging",
+}  # fmt: skip
 TRUTH = "ground_truth"
 FRUSTUM_LENGTH = 0.08  # in the reference's unit
 # Columns of a table: key of the metrics (see `compare`), heading, number format.
@@ -68,9 +72,10 @@ class SceneResult:
         return {method: place(self, method) for method in self.shown}
 
     def row(self, method: str) -> dict[str, float]:
-        """All numbers of one method."""
+        """All numbers of one method; NaN for seconds that are not known."""
         prediction = self.predictions[method]
-        return self.metrics[method] | {"density": prediction.density, "seconds": prediction.seconds}
+        seconds = math.nan if prediction.seconds is None else prediction.seconds
+        return self.metrics[method] | {"density": prediction.density, "seconds": seconds}
 
 
 @dataclass(frozen=True)

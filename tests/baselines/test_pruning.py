@@ -240,6 +240,12 @@ class TestMasks:
             apply_processors(model, {0: HeadMaskProcessor([True] * 3)}),
         ):
             outputs(model)
-        for wrong in ({"rule": "random"}, {"kept_share": 1.5}, {"camera_weight": -1}):
+        for wrong in (
+            {"rule": "random"},
+            {"kept_share": 1.5},
+            {"kept_share": None},
+            {"camera_weight": -1},
+            {"dense_layers": (-1,)},  # would be the last one
+        ):
             with pytest.raises(ValueError, match=next(iter(wrong))):
                 HeadPruningConfig(**wrong)

@@ -104,6 +104,9 @@ class TestScenes:
         folder = PredictionFolder(tmp_path)
         assert folder.count() == 3
         alone = evaluate(model, tmp_path / "alone", *SMALL)
+        for scene_id in folder.read_run()["views"]:
+            assert folder.read(scene_id).seconds is None  # both on one CPU
+            assert PredictionFolder(tmp_path / "alone").read(scene_id).seconds > 0
         assert main(["evaluate", "--predictions", str(tmp_path)]) == 0
         shared = json.loads((tmp_path / "metrics.json").read_text())
         assert shared["overall"]["auc_30"] == pytest.approx(alone["overall"]["auc_30"], abs=0.02)
@@ -270,7 +273,15 @@ class TestDtu:
         ("--out {out} --dataset synthetic --protocol dtu-pi3", "is for dtu, not for synthetic; leave it out"),
         ("--out {out} --dataset synthetic --num-views 0", "--num-views must be at least 1, got 0"),
         ("--out {out} --dataset synthetic --sparse ratio=1", "--sparse: unknown key 'ratio' in HeSSConfig"),
-        ("--out {out} --dataset synthetic --sparse 0.5", "--sparse takes NAME=VALUE"),
+        ("--out {out} --dataset synthetic --sparse 0.5", "--sparse takes settings as NAME=VALUE"),
+        (
+            "--out {out} --dataset synthetic --sparse scores=co3d",
+            "--sparse takes no scores; name them by --hess",
+        ),
+        (
+            "--out {out} --dataset synthetic --device cpu --sparse allocation=uniform,dense_layers=[1,99]",
+            "dense_layers has 99",
+        ),
         ("--out {out} --dataset synthetic --hess ./none", "./none"),
         ("--predictions {out}", "holds no predictions"),
     ],

@@ -75,6 +75,20 @@ def test_two_runs_of_one_method_go_by_their_folders(tmp_path: Path) -> None:
     assert list(read.folders) == ["dense", "half", "quarter"]
 
 
+def test_methods_and_seconds_that_are_not_known(folders: list[Path], tmp_path: Path) -> None:
+    scenes = [small_scene(seed) for seed in (4, 5)]
+    pruned = write_predictions(
+        tmp_path / "a", "hess", scenes, sparsity=None, baseline={"method": "kwon", "kept_share": 0.5}
+    )
+    folder = PredictionFolder(pruned)
+    for scene in scenes:
+        folder.write(replace(folder.read(scene.name), seconds=None))
+    assert main(["report", str(pruned), *map(str, folders), "--out", str(tmp_path / "out")]) == 0
+    columns = shown(tmp_path / "out/index.html")["scenes"][0]["columns"]
+    assert [column["name"] for column in columns] == ["Ground truth", "Dense", "Pruning (Kwon)", "HeSS"]
+    assert [column["numbers"].get("seconds") for column in columns] == [None, 1.0, None, 1.0]
+
+
 def test_without_truth_dense_is_the_reference(tmp_path: Path) -> None:
     known = small_scene()
     scene = replace(known, extrinsics=None, intrinsics=None, depth=None)
