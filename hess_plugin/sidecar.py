@@ -93,8 +93,8 @@ def resolve(
     looked_at = "; ".join(f"({number}) {answer}" for number, answer in enumerate(tried, start=1))
     looked_at = looked_at or "no place, since the model comes from neither a repository nor a folder"
     raise InputError(
-        f"no HeSS scores for hess={wanted if wanted is True else os.fspath(wanted)!r} of the model "
-        f"{str(base or 'MODEL')!r}. Looked at {looked_at}. "
+        f"no HeSS scores for hess={wanted if wanted is True else os.fspath(wanted)!r}"
+        f"{'' if base is None else f' of the model {str(base)!r}'}. Looked at {looked_at}. "
         + (_CALIBRATE.format(model=base or "MODEL") if certain else "They may be there: try again later.")
     )
 

@@ -174,6 +174,10 @@ class TestRepositories:
         )
         assert "no place, since the model comes from neither" in refusal(True, None)
 
+    def test_no_model_is_named_where_none_was_given(self, tmp_path):
+        message = refusal(tmp_path / "gone", None)
+        assert message.startswith(f"no HeSS scores for hess='{tmp_path}/gone'. Looked at (1) the folder")
+
     def test_missing_repository_and_revision(self, put):
         assert "no/such@main: no such repository, or it is private" in refusal("no/such")
         put(BASE, "co3d")

@@ -93,14 +93,17 @@ def align(
                 points[chosen], truth.known, transform, ICP_RADIUS, config.seed
             ).transform
     except ValueError as error:
-        message = f"scene {truth.name!r} cannot be aligned to its ground truth: {error}"
+        message = f"scene {truth.name!r}: it cannot be aligned to its ground truth: {error}"
         raise AlignmentError(message) from error
-    pairs = (points[chosen], truth.points[chosen]) if by_pixels else (centers, truth.centers)
-    return _judged(transform, *pairs, truth.name, config.min_fitness)
+    if by_pixels:
+        what, pairs = "known points", (points[chosen], truth.points[chosen])
+    else:
+        what, pairs = "cameras", (centers, truth.centers)
+    return _judged(transform, *pairs, truth.name, what, config.min_fitness)
 
 
 def _judged(
-    transform: Similarity, source: Tensor, target: Tensor, scene: str, min_fitness: float
+    transform: Similarity, source: Tensor, target: Tensor, scene: str, what: str, min_fitness: float
 ) -> Alignment:
     """The share of the variance of `target` that corresponding points explain; too little is an error."""
     squared = (transform.apply(source.double()) - target).square().sum(-1).mean()
@@ -108,9 +111,9 @@ def _judged(
     fitness = max(0.0, 1 - float(squared / variance))
     if fitness < min_fitness:
         raise AlignmentError(
-            f"scene {scene!r}: its alignment explains {fitness:.0%} of where the known points (cameras, with "
-            f"truth='cloud') are, min_fitness asks for {min_fitness:.0%}; is the model trained for such "
-            "scenes? Leave the scene out or lower min_fitness."
+            f"scene {scene!r}: its alignment explains {fitness:.0%} of where the {what} are, min_fitness "
+            f"asks for {min_fitness:.0%}; is the model trained for such scenes? Leave the scene out or lower "
+            "min_fitness."
         )
     return Alignment(transform, fitness, float(squared.sqrt()))
 

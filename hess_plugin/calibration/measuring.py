@@ -44,7 +44,7 @@ def _measure(
         start = time.perf_counter()
         measured = scene_traces(model, scene, config)
     except ValueError as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).removeprefix(f"scene {scene_id!r}: ")  # named beside it anyway
         return SceneRecord(scene_id, time.perf_counter() - start, _peak_memory(device), failure=reason)
     return SceneRecord(
         scene_id,

@@ -22,7 +22,8 @@ def read_photo(path: Path) -> np.ndarray:
         with Image.open(path) as file:
             return np.asarray(file.convert("RGB"))
     except _UNREADABLE as error:
-        raise InputError(f"cannot read photo {str(path)!r}: {error}; replace or remove it.") from error
+        cause = _cause(error)
+        raise InputError(f"cannot read photo {str(path)!r}: {cause}; replace or remove it.") from error
 
 
 def read_channel(path: Path, what: str = "depth map") -> np.ndarray:
@@ -39,7 +40,12 @@ def read_channel(path: Path, what: str = "depth map") -> np.ndarray:
         with Image.open(path) as file:
             values = np.asarray(file)
     except _UNREADABLE as error:
-        raise InputError(f"cannot read {what} {str(path)!r}: {error}.") from error
+        raise InputError(f"cannot read {what} {str(path)!r}: {_cause(error)}.") from error
     if values.ndim != 2:
         raise InputError(f"{what} {str(path)!r} must be one channel, got {values.shape[2]} channels.")
     return values
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong; the operating system's text alone, since its error repeats the path."""
+    return getattr(error, "strerror", None) or str(error)

@@ -219,7 +219,7 @@ COLLAPSED = replace(GOOD, points=torch.zeros_like(GOOD.points))
         (GOOD, replace(SCENE, depth=SCENE.depth * 0), "scene 'synthetic-7' has no known depth"),
         (nan_points(GOOD), SCENE, "scene 'synthetic-7'.* NaN"),
         (GOOD, SCENE.select([0, 1]), r"predicted points are \[3, 9, 12, 3\], the ground truth is \[2, "),
-        (COLLAPSED, SCENE, "scene 'synthetic-7' cannot be aligned .* one line"),
+        (COLLAPSED, SCENE, "scene 'synthetic-7': it cannot be aligned .* one line"),
     ],
 )
 def test_calibration_errors_bad_input(prediction: Reconstruction, scene: Scene, message: str) -> None:

@@ -40,6 +40,14 @@ def test_cut_off(tmp_path: Path, length: int) -> None:
             read(path)
 
 
+def test_missing_file_is_named_once(tmp_path: Path) -> None:
+    for read in (read_photo, read_channel):
+        with pytest.raises(InputError) as caught:
+            read(tmp_path / "gone.png")
+        assert "No such file or directory" in str(caught.value)
+        assert str(caught.value).count("gone.png") == 1
+
+
 def test_several_channels(tmp_path: Path) -> None:
     Image.new("RGB", (5, 3)).save(tmp_path / "mask.png")
     with pytest.raises(InputError, match=r"mask '.*mask\.png' must be one channel, got 3 channels"):
