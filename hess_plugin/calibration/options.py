@@ -30,9 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add_model_options(parser)
     add = parser.add_argument
-    into = "for the sidecar, and until then the records"
-    add("--out", type=Path, required=True, metavar="FOLDER", help=into)
-    add("--resume", action="store_true", default=None, help="go on where a stopped run in --out ended")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="for the sidecar and the records")
+    more = "go on where a run in --out was stopped, or with another --num-scenes where it ended"
+    add("--resume", action="store_true", default=None, help=more)
     add("--skip-failed", action="store_true", default=None, help="leave out scenes that cannot be used")
     add_scene_options(parser, num_scenes="40", num_views="20")
     _add_error_options(parser)

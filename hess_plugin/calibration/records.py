@@ -1,11 +1,10 @@
-"""What a calibration has measured so far: one file per scene, so that it can be stopped at any moment."""
+"""What a calibration has measured: a file per scene, so that it can be stopped and go on with more scenes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from ..errors import InputError, input_errors
 from ..files import write_atomic
 from ..scores import CONFIG_FILE
 
-RECORD_FORMAT = 1  # part of every key: records of another format are those of another run
+RECORD_FORMAT = 2  # part of every key: records of another format are those of another run
 ROOT = "dataset_root"  # where a run keeps the folder of its data
 _PREFIX, _RUN_FILE, _RECORD = ".calibration-", "run.json", "record"
 
@@ -47,7 +46,9 @@ class SceneRecord:
 
 @dataclass(frozen=True)
 class RecordFolder:
-    """The records of one run, in a hidden folder of `out` whose name is a hash of all that decides them.
+    """The records of one run, in a hidden folder of `out` whose name is a hash of all that decides a record.
+
+    Which scenes a run has decides no record, so runs with more or fewer scenes share the folder.
 
     Attributes:
         out: folder for the scores.
@@ -60,8 +61,13 @@ class RecordFolder:
     @property
     def path(self) -> Path:
         """Where the records are."""
-        text = json.dumps({"record_format": RECORD_FORMAT} | self.run, sort_keys=True)
+        text = json.dumps({"record_format": RECORD_FORMAT} | self.settings, sort_keys=True)
         return self.out / f"{_PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run without its scenes: what decides the record of a scene."""
+        return {name: value for name, value in self.run.items() if name != "scene_ids"}
 
     @property
     def scene_ids(self) -> list[str]:
@@ -78,15 +84,15 @@ class RecordFolder:
             InputError: there are records, but those of a run with other settings.
         """
         if not self.path.exists():
-            for other in unfinished(self.out):
-                difference = _difference(other, self.run)
+            for other in record_folders(self.out):
+                difference = _difference(other, self.settings)
                 link = " (if the data moved, with a link in its old place)" if ROOT in difference else ""
                 raise InputError(
                     f"{other} holds records of another calibration, which differs in {difference}; "
                     f"resume it as it was started{link}, or remove the folder."
                 )
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path / _RUN_FILE, json.dumps(self.run, indent=2).encode())
+        self._describe(self.settings)
         return [scene_id for scene_id in self.scene_ids if not self._is_done(scene_id, keep_failed)]
 
     def write(self, record: SceneRecord) -> None:
@@ -96,8 +102,8 @@ class RecordFolder:
         write_atomic(self._file(record.scene_id), safetensors.torch.save(record.traces, metadata))
 
     def count(self) -> int:
-        """How many scenes have a record."""
-        return len(_record_files(self.path))
+        """How many scenes of the run have a record."""
+        return sum(self._file(scene_id).exists() for scene_id in self.scene_ids)
 
     def read_all(self) -> list[SceneRecord]:
         """The records of all scenes, in their order.
@@ -115,13 +121,16 @@ class RecordFolder:
             )
         return records
 
-    def remove(self) -> None:
-        """Delete the folder with all records."""
-        shutil.rmtree(self.path)
+    def close(self) -> None:
+        """Forget where the data lies: the records stay beside scores that are given away."""
+        self._describe({name: value for name, value in self.settings.items() if name != ROOT})
+
+    def _describe(self, settings: dict[str, Any]) -> None:
+        write_atomic(self.path / _RUN_FILE, json.dumps(settings, indent=2).encode())
 
     def _file(self, scene_id: str) -> Path:
-        # By number, since ids may hold what file names may not; the key ties numbers to ids.
-        return self.path / f"{self.scene_ids.index(scene_id):05d}.safetensors"
+        # By hash, since ids may hold what file names may not.
+        return self.path / f"{hashlib.sha256(scene_id.encode()).hexdigest()[:16]}.safetensors"
 
     def _is_done(self, scene_id: str, keep_failed: bool) -> bool:
         record = self._read(scene_id)
@@ -149,39 +158,38 @@ class RecordFolder:
 def check_out(out: Path, resume: bool) -> bool:
     """Find out before the work that its result can be written, and would replace nothing; then True.
 
+    With `resume` scores may be replaced whose records are there, since nothing is lost then.
+
     Raises:
-        InputError: it cannot, or there are scores, or without `resume` the records of a run that was stopped.
+        InputError: it cannot, or there are scores without records, or without `resume` scores or records.
     """
-    if (out / CONFIG_FILE).exists():
-        raise InputError(f"{out} holds scores already; remove them or choose another --out.")
+    found = record_folders(out)
+    if (out / CONFIG_FILE).exists() and not (resume and found):
+        more = ", or measure more scenes for them with --resume" if found else ""
+        raise InputError(f"{out} holds scores already; remove them or choose another --out{more}.")
     with input_errors(OSError, prefix=f"cannot write to {out}: "):
         out.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=out).close()
-        stopped = unfinished(out)
-    if stopped and not resume:
+    if found and not resume:
         raise InputError(
-            f"{out} holds records of a calibration that was stopped; continue it with --resume, or remove "
-            f"{stopped[0]} to start over, or choose another --out."
+            f"{out} holds records of a calibration; continue it with --resume, or remove {found[0]} to start "
+            "over, or choose another --out."
         )
     return True
 
 
-def unfinished(out: Path) -> list[Path]:
-    """Folders with records of calibrations that were stopped."""
-    return [folder for folder in sorted(out.glob(f"{_PREFIX}*")) if _record_files(folder)]
+def record_folders(out: Path) -> list[Path]:
+    """Folders with records of calibrations, stopped or finished."""
+    return [folder for folder in sorted(out.glob(f"{_PREFIX}*")) if any(folder.glob("*.safetensors"))]
 
 
-def _record_files(folder: Path) -> list[Path]:
-    return list(folder.glob("*.safetensors"))
-
-
-def _difference(folder: Path, run: dict[str, Any]) -> str:
-    """Names and values of the settings in which two runs differ, of scenes and fingerprints only the name."""
+def _difference(folder: Path, settings: dict[str, Any]) -> str:
+    """Names and values of the settings in which two runs differ, of fingerprints only the name."""
     try:
         other = dict(_flat(json.loads((folder / _RUN_FILE).read_text())))
     except (OSError, ValueError):
         return "what cannot be read from it"
-    ours = dict(_flat(json.loads(json.dumps(run))))
+    ours = dict(_flat(json.loads(json.dumps(settings))))
     names = [name for name in sorted(other | ours) if other.get(name) != ours.get(name)]
     parts = [
         f"{name} ({other.get(name)!r}, now {ours.get(name)!r})"

@@ -55,8 +55,9 @@ def calibrate(
         model: dense model of a known family.
         dataset: `config.num_scenes` of its scenes are drawn with `config.seed`.
         config: settings, written into the scores.
-        out: folder for the scores, seen by all processes; until they are there, it holds the records.
-        resume: go on with the records in `out`, if there are any. Scenes that failed are tried again.
+        out: folder for the scores and the records, seen by all processes.
+        resume: go on with the records in `out`, if there are any: of a run that was stopped, or of a finished
+            one with fewer or more scenes, whose scores are replaced. Scenes that failed are tried again.
         skip_failed: leave out scenes that fail, or failed before; the scores name them with their reasons.
         base_model: repository id or folder of the model, written into the scores.
         base_revision: its commit, likewise.
@@ -95,11 +96,11 @@ def calibrate(
     scores = _assemble(model, dataset, config, measured, skip_failed, base_model, base_revision)
     if config.gates:
         _gates_of(measured, scores.info).save(out)
+    records.close()
     scores.save(out)  # last, for they are the sign that nothing is missing
     if len(scores.info.scene_ids) > 1:
         low, high = bootstrap_interval(scores)
         _write_log(out, log | {"weights_95_percent": {"low": low.tolist(), "high": high.tolist()}})
-    records.remove()
     return scores
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from doubles import tiny_native_vggt
 
-from hess_plugin.calibration.records import unfinished
+from hess_plugin.calibration.records import record_folders
 from hess_plugin.cli import main
 from hess_plugin.scores import CONFIG_FILE, SCORES_FILE
 
@@ -118,20 +118,20 @@ def test_killed_with_two_processes_and_resumed_with_one(
     out = tmp_path / "out"
     ranks = start_ranks(2, tmp_path / "said", *options(model, out))
     deadline = time.monotonic() + TIMEOUT
-    while not unfinished(out) and ranks.poll() is None and time.monotonic() < deadline:
+    while not record_folders(out) and ranks.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     for each in [*psutil.Process(ranks.pid).children(), ranks]:
         each.kill()
     _, errors = ranks.communicate()
     assert not (out / CONFIG_FILE).exists(), "it was faster than the kill; give it more scenes"
-    (folder,) = unfinished(out)
+    (folder,) = record_folders(out)
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     assert 0 < len(kept) < NUM_SCENES, errors
     assert main(["calibrate", *options(model, out)]) == 2  # not without --resume
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert main(["calibrate", *options(model, out), "--resume"]) == 0
     assert hashes(out) == alone
-    assert not folder.exists()
+    assert len(list(folder.glob("*.safetensors"))) == NUM_SCENES
 
 
 def test_what_concerns_all_is_said_once(model: Path, tmp_path: Path) -> None:

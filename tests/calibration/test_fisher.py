@@ -211,9 +211,14 @@ def test_the_model_is_left_as_it_was(training: bool) -> None:
     before, forwards, weights = state_of(model), forwards_of(model), copy.deepcopy(model.state_dict())
     trace = scene_traces(model, SCENES[0], CONFIG).traces["camera"]
     assert (state_of(model), forwards_of(model)) == (before, forwards)
-    with pytest.raises(ValueError, match="none of 200 predicted points"):
-        scene_traces(model, SCENES[0], replace(CONFIG, inlier_radius=1e-9))
-    assert (state_of(model), forwards_of(model)) == (before, forwards)
+    for change, failure in (
+        ({"inlier_radius": 1e-9}, "none of 200 predicted points"),
+        ({"min_fitness": 1.0}, "scene 'synthetic-0': its alignment explains"),
+    ):
+        with pytest.raises(ValueError, match=failure):
+            scene_traces(model, SCENES[0], replace(CONFIG, gates=True, **change))
+        assert (state_of(model), forwards_of(model)) == (before, forwards)
+        assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     torch.testing.assert_close(
         trace, scene_traces(MODEL, SCENES[0], CONFIG).traces["camera"], rtol=1e-9, atol=0

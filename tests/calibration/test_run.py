@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from toy_dataset import CONFIG, ToyDataset
 from hess_plugin.backbones import find_backbone
 from hess_plugin.calibration import measuring
 from hess_plugin.calibration.fisher import scene_traces
-from hess_plugin.calibration.records import unfinished
+from hess_plugin.calibration.records import record_folders
 from hess_plugin.calibration.reproducible import reproducible
 from hess_plugin.calibration.run import LOG_FILE, calibrate
 from hess_plugin.datasets import Scene
 from hess_plugin.errors import InputError
-from hess_plugin.scores import SCORES_FILE, HeadScores
+from hess_plugin.gates import GATES_FILE
+from hess_plugin.scores import CONFIG_FILE, SCORES_FILE, HeadScores
 
 torch.manual_seed(0)
 MODEL = tiny_native_vggt().eval()
@@ -71,7 +73,8 @@ class TestWithoutIncidents:
 
     def test_what_is_left_behind(self, tmp_path: Path) -> None:
         scores = scores_of(tmp_path)
-        names = {LOG_FILE, "hess_config.json", SCORES_FILE}
+        (records,) = record_folders(tmp_path)
+        names = {LOG_FILE, CONFIG_FILE, SCORES_FILE, records.name}
         assert {path.name for path in tmp_path.iterdir()} == names
         assert HeadScores.load(tmp_path).info == scores.info
         log = json.loads((tmp_path / LOG_FILE).read_text())
@@ -153,7 +156,30 @@ class TestResuming:
         scores_of(tmp_path, dataset, resume=True)
         assert dataset.loaded == SCENES[2:]
         assert (tmp_path / SCORES_FILE).read_bytes() == unbroken
-        assert not unfinished(tmp_path)
+
+    @pytest.mark.parametrize("finished", [False, True])
+    def test_with_other_scenes(self, tmp_path: Path, unbroken: bytes, finished: bool) -> None:
+        """Neither more nor fewer scenes are measured twice, and the files are those of a run at once."""
+        few, all_ = (replace(CONFIG, num_scenes=count, gates=True) for count in (3, 5))
+        drawn = ToyDataset().choose(3, 0)
+        assert drawn != SCENES[:3]  # so that new rows come between those that are there
+        broken = ToyDataset({drawn[1]: ValueError("dark")})
+        if finished:
+            scores_of(tmp_path / "grown", broken, config=few, skip_failed=True)
+        else:
+            with pytest.raises(InputError, match="1 of 3 scenes failed"):
+                scores_of(tmp_path / "grown", broken, config=few)
+        dataset = ToyDataset()
+        scores_of(tmp_path / "grown", dataset, config=all_, resume=True)
+        assert dataset.loaded == sorted({*SCENES, drawn[1]} - {drawn[0], drawn[2]})
+        assert (tmp_path / "grown" / SCORES_FILE).read_bytes() == unbroken
+        again = ToyDataset()
+        scores_of(tmp_path / "grown", again, config=few, resume=True)
+        assert again.loaded == []
+        for out, config in (("few", few), ("all", all_)):
+            scores_of(tmp_path / out, config=config)
+        for name in (SCORES_FILE, CONFIG_FILE, GATES_FILE):
+            assert (tmp_path / "grown" / name).read_bytes() == (tmp_path / "few" / name).read_bytes()
 
     def test_with_nothing_to_resume_it_starts(self, tmp_path: Path, unbroken: bytes) -> None:
         scores_of(tmp_path, resume=True)
@@ -164,7 +190,8 @@ class TestResuming:
     ) -> None:
         with pytest.raises(KeyboardInterrupt):
             scores_of(tmp_path, ToyDataset({"toy/3": KeyboardInterrupt()}))
-        damaged = unfinished(tmp_path)[0] / "00001.safetensors"
+        records = record_folders(tmp_path)[0].glob("*.safetensors")
+        damaged = sorted(records, key=lambda path: path.stat().st_mtime_ns)[1]
         damaged.write_bytes(damaged.read_bytes()[:-8])
         dataset = ToyDataset()
         with caplog.at_level(logging.WARNING):
@@ -179,7 +206,6 @@ class TestResuming:
         for config in (
             replace(CONFIG, seed=1),
             replace(CONFIG, max_points=51),
-            replace(CONFIG, num_scenes=4),
         ):
             with pytest.raises(InputError, match="records of another calibration, which differs in "):
                 scores_of(tmp_path, config=config, resume=True)
@@ -218,16 +244,24 @@ class TestResuming:
         resumed = dataset_in(Path("../a/"))
         scores_of(out, resumed, resume=True)
         assert resumed.loaded == ["toy/3", "toy/4"]
-        for path in out.iterdir():
-            assert str(tmp_path).encode() not in path.read_bytes()
+        for path in out.rglob("*"):
+            assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
+        with pytest.raises(InputError, match="differs in dataset_root"):  # finished or not
+            scores_of(out, dataset_in(roots["b"]), resume=True)
 
-    def test_finished_scores_are_left_alone(self, tmp_path: Path) -> None:
+    def test_finished_scores_are_left_alone(self, tmp_path: Path, unbroken: bytes) -> None:
         scores_of(tmp_path)
         dataset = ToyDataset()
-        for resume in (False, True):
-            with pytest.raises(InputError, match="holds scores already"):
-                scores_of(tmp_path, dataset, resume=resume)
+        with pytest.raises(InputError, match="holds scores already"):
+            scores_of(tmp_path, dataset)
+        with pytest.raises(InputError, match="records of another calibration"):
+            scores_of(tmp_path, dataset, config=replace(CONFIG, seed=1), resume=True)
+        scores_of(tmp_path, dataset, resume=True)  # nothing is left to do
+        shutil.rmtree(record_folders(tmp_path)[0])
+        with pytest.raises(InputError, match="holds scores already"):
+            scores_of(tmp_path, dataset, resume=True)
         assert dataset.loaded == []
+        assert (tmp_path / SCORES_FILE).read_bytes() == unbroken
 
 
 class TestFailedScenes:
