@@ -41,8 +41,6 @@ def constants(kernel: str, dim: int, tile: Tile) -> dict[str, object]:
         "BLOCK_M": Q_BLOCK // parts,
         "BLOCK_N": KV_BLOCK,
         "PARTS": parts,
-        "HEADS_AT_ONCE": 1 + tile.pairs,
-        "TURNS": tile.turns,
         "STEP": tile.step,
         "TMA": tile.tma,
         "FROZEN": tile.frozen,

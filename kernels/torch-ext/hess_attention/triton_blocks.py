@@ -17,13 +17,6 @@ def heads_by_budget(num_blocks: Tensor) -> Tensor:
     return num_blocks.flatten(0, 1).sum(1).argsort(descending=True)
 
 
-def heads_in_pairs(num_blocks: Tensor) -> Tensor:
-    """[B * H] int64 of an even number: the head with most blocks, that with fewest, the second and so on."""
-    order = heads_by_budget(num_blocks)
-    most, fewest = order.chunk(2)
-    return torch.stack((most, fewest.flip(0)), dim=1).flatten()
-
-
 def block_source(x: Tensor, block: int, tma: bool) -> Tensor | TensorDescriptor:
     """What the kernel loads blocks of tokens from: the tensor, or a descriptor of it for the copy engine."""
     if not tma:

@@ -28,8 +28,6 @@ class Tile(NamedTuple):
     maxnreg: int | None = None  # most registers per thread; fewer let more programs run at a time
     parts: int = 1  # programs that share a block of queries; not for the gradient of the keys
     tma: bool = False  # load keys and values by the copy engine; sm_90 and later
-    pairs: bool = False  # heads with the most and the fewest blocks run side by side; forward only
-    turns: bool = False  # every other row goes through its list backwards, so that not all ask for one block
     frozen: bool = False  # the maximum of a row's first block serves to its end, see `_attend`
     step: int = 64  # queries at a time in the gradient of the keys
 
