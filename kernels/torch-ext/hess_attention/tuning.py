@@ -17,7 +17,7 @@ import torch
 
 CONFIGS = Path(__file__).parent / "configs"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-_DENSE_BELOW = 35000  # of an H100; launches take as long elsewhere, and slower GPUs gain earlier
+_DENSE_BELOW = 20000  # of an H100; launches take as long elsewhere, and slower GPUs gain earlier
 
 
 class Tile(NamedTuple):
