@@ -48,7 +48,7 @@ def choose_tile(
     after one warning.
 
     Args:
-        kernel: "forward", "backward_queries" or "backward_keys".
+        kernel: "forward", "forward_fp8" (of queries and keys in fp8), "backward_queries" or "backward_keys".
         device: Where the tensors are; "cpu" stands for Triton's interpreter.
         dtype: Type of q, k and v.
         dim: Head dimension.
@@ -99,17 +99,18 @@ def default_tile(
     """
     wide, single, hopper = dim > 64, dtype == torch.float32, capability >= (9, 0)
     if kernel == "backward_keys":
-        # With Triton 3.6 float32 at 128 channels reads illegal memory on an H100 with 8 warps and a step of 16.
+        # Float32 at 128 channels, 8 warps and a step of 16: an H100 with Triton 3.6 meets illegal memory.
         # A step of 32 is right there, spills least of those that are, and fits the shared memory of sm_80.
         step = 32 if single == wide else 16 if single else 64
         return Tile(8 if wide or single else 4, num_stages=2, step=step)
+    forward = kernel in ("forward", "forward_fp8")
     rows = 16 if single else 32 if wide and not hopper and kernel == "backward_queries" else 128
     return Tile(
         num_warps=8 if q_block_size == 128 else 4,
-        num_stages=3 if kernel == "forward" and not (wide or single) else 2,
+        num_stages=3 if forward and not (wide or single) else 2,
         parts=max(1, q_block_size // rows),
-        tma=kernel == "forward" and hopper,
-        frozen=kernel == "forward" and hopper and dtype == torch.bfloat16,
+        tma=forward and hopper,
+        frozen=forward and hopper and dtype == torch.bfloat16,
     )
 
 
