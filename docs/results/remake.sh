@@ -7,14 +7,15 @@ set -euo pipefail
 processes=${1:-1}
 shift $(($# > 0))
 results=docs/results
+paper=(--preset paper --dataset synthetic --other-hess "./$results/office_scores")
 hess() { "${PYTHON:-python}" -m hess_plugin "$@"; }
 
 if ((processes > 1)); then
     "${PYTHON:-python}" -m accelerate.commands.launch --multi_gpu --num_processes "$processes" \
         --num_machines 1 --mixed_precision no --dynamo_backend no \
-        -m hess_plugin sweep --preset paper --dataset synthetic "$@" --out "$results/paper"
+        -m hess_plugin sweep "${paper[@]}" "$@" --out "$results/paper"
 else
-    hess sweep --preset paper --dataset synthetic "$@" --out "$results/paper"
+    hess sweep "${paper[@]}" "$@" --out "$results/paper"
 fi
 hess sweep --preset timing --dataset synthetic "$@" --out "$results/timing"
 

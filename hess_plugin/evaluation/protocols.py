@@ -28,7 +28,7 @@ class Selection:
     fast: bool = False  # 10 sequences per category, by the VGGT protocol
     frames: Path | None = None  # file of positions, by the π³ protocol
     categories: list[str] | None = None  # of CO3D
-    excluded: tuple[str, ...] = ()  # scenes that scores were calibrated on
+    excluded: tuple[str, ...] = ()  # scenes that a calibration drew
 
     def __post_init__(self) -> None:
         for name in ("num_scenes", "num_views", "min_frames"):
@@ -56,7 +56,7 @@ def _draw(dataset: Dataset, selection: Selection) -> dict[str, None]:
     number = selection.num_scenes or 24
     chosen = choose_others(dataset, number, selection.seed, selection.excluded)
     if not chosen:
-        raise InputError(f"{dataset.name} has no scene but those that the scores were calibrated on.")
+        raise InputError(f"{dataset.name} has no scene but those that the calibration of the scores drew.")
     return dict.fromkeys(chosen)
 
 

@@ -80,7 +80,7 @@ class ModelRun:
     ) -> tuple[Dataset, Views | dict[str, None]]:
         """The opened dataset, and the scenes with their views; the numbers are for where none are set.
 
-        Scenes that any of the scores or gates were calibrated on are left out.
+        Scenes that a calibration of the scores or gates drew are left out.
         """
         asked = self.options.get("categories")
         selection = replace(
@@ -139,8 +139,12 @@ def load_for(
 def exclude_calibrated(
     selection: Selection, dataset: str, calibrated: Sequence[HeadScores | HeadGates]
 ) -> Selection:
-    """The selection without scenes of this dataset that scores or gates were calibrated on."""
-    ids = {scene for each in calibrated if each.info.dataset == dataset for scene in each.info.scene_ids}
+    """The selection without scenes of this dataset that scores or gates were calibrated on.
+
+    Scenes that the calibration drew and refused are left out too: they were chosen for being hard.
+    """
+    infos = [each.info for each in calibrated if each.info.dataset == dataset]
+    ids = {scene for info in infos for scene in (*info.scene_ids, *info.skipped)}
     return replace(selection, excluded=tuple(sorted(ids)))
 
 

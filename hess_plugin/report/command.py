@@ -118,6 +118,8 @@ def _section(sweep: Sweep, pictures: Sequence[str]) -> str:
 
 def _about(sweep: Sweep) -> str:
     run, info = sweep.run, sweep.scores.info
+    measured = sum(bool(of_scene) for of_scene in sweep.records.values())
+    scenes = f"{measured}" if measured == len(sweep.records) else f"{measured} of {len(sweep.records)}"
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     model = run["model"]
     revision = f"@{model['revision']}" if model["revision"] else ""
@@ -127,7 +129,7 @@ def _about(sweep: Sweep) -> str:
             *run["commands"],
             "```",
             f"- model {model['name']}{revision} ({model['family']}, weights {model['sha256'][:12]})",
-            f"- {len(sweep.records)} scenes of {run['dataset']} x {run['num_views'] or 'all'} views, seed "
+            f"- {scenes} scenes of {run['dataset']} x {run['num_views'] or 'all'} views, seed "
             f"{run['seed']}; none of them was calibrated on",
             f"- scores of {len(info.scene_ids)} scenes of {info.dataset}",
             f"- protocol `{run['protocol']}`: {run['about']}"

@@ -126,6 +126,7 @@ class TestScenes:
             num_layers=config.depth,
             head_dim=head_dim,
             scene_ids=("synthetic-10000", "synthetic-10002"),
+            skipped={"synthetic-10003": "too hard"},
         )
         shape = (2, config.depth, config.num_heads)
         HeadScores({name: torch.rand(shape).double() for name in ("camera", "points")}, info).save(
@@ -133,7 +134,7 @@ class TestScenes:
         )
         for out, sparse in (("dense", []), ("sparse", ["--sparse", "q_block_size=8,kv_block_size=8"])):
             found = evaluate(tmp_path / "model", tmp_path / out, *SMALL, *sparse)
-            assert list(found["scenes"]) == ["synthetic-10001", "synthetic-10003", "synthetic-10004"]
+            assert list(found["scenes"]) == ["synthetic-10001", "synthetic-10004", "synthetic-10005"]
             assert found["run"]["scores"]["dataset"] == "synthetic"
 
 
