@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .flex import flex_attention
-from .ops import QK_DTYPES, triton_attention, unsupported
+from .ops import fp8_attention, triton_attention, unsupported
 from .reference import block_mask, dense_mask_attention, gathered_attention
 from .tuning import HAS_TRITON, compiles_for, dense_below_tokens
 
@@ -132,16 +132,15 @@ def block_sparse_attention(
     _check_tokens(q, k, v, special_k, special_v)
     _check_lists(q, kv_num_blocks, kv_indices, q_block_size, kv_block_size)
     name = resolve_backend(backend, q.device, q.dtype, q.shape[3], q_block_size, kv_block_size)
-    if qk_dtype not in QK_DTYPES:
-        raise ValueError(f"qk_dtype must be one of {', '.join(QK_DTYPES)}; got {qk_dtype!r}.")
-    if qk_dtype != "same" and name != "triton":
+    if qk_dtype not in ("same", "fp8"):
+        raise ValueError(f"qk_dtype must be one of same, fp8; got {qk_dtype!r}.")
+    if qk_dtype == "fp8" and name != "triton":
         raise ValueError(
-            f"qk_dtype={qk_dtype!r} needs backend 'triton', got {name!r} "
-            f"(backend={backend!r} on {q.device.type}). "
+            f"qk_dtype='fp8' needs backend 'triton', got {name!r} (backend={backend!r} on {q.device.type}). "
             "qk_dtype='same' has no such limit."
         )
-    options = {} if qk_dtype == "same" else {"qk_dtype": qk_dtype}  # that the other backends do not have
-    return BACKENDS[name].attend(
+    attend = fp8_attention if qk_dtype == "fp8" else BACKENDS[name].attend
+    return attend(
         q,
         k,
         v,
@@ -151,7 +150,6 @@ def block_sparse_attention(
         special_v=special_v,
         q_block_size=q_block_size,
         kv_block_size=kv_block_size,
-        **options,
     )
 
 

@@ -15,7 +15,6 @@ from .tuning import choose_tile
 HEAD_DIMS = (16, 32, 64, 128)
 BLOCK_SIZES = (16, 32, 64, 128)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-QK_DTYPES = ("same", "fp8")
 FP8_HEAD_DIMS = (32, 64, 128)  # matrix units take 32 channels of 8 bits at a time
 
 _INPUTS = (
@@ -35,7 +34,6 @@ def triton_attention(
     special_v: Tensor | None = None,
     q_block_size: int = 128,
     kv_block_size: int = 64,
-    qk_dtype: str = "same",
 ) -> Tensor:
     """`block_sparse_attention` by the Triton kernels; on a CPU only in Triton's interpreter.
 
@@ -44,8 +42,48 @@ def triton_attention(
     for the GPU. Otherwise an index out of range reads memory it must not.
 
     Raises:
-        ValueError: if the head dimension, a block size, the dtype or `qk_dtype` is not supported.
+        ValueError: if the head dimension, a block size or the dtype is not supported.
     """
+    call = _call(q, k, v, kv_num_blocks, kv_indices, special_k, special_v, q_block_size, kv_block_size)
+    return _forward_op(*call)[0]
+
+
+def fp8_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_num_blocks: Tensor,
+    kv_indices: Tensor,
+    *,
+    special_k: Tensor | None = None,
+    special_v: Tensor | None = None,
+    q_block_size: int = 128,
+    kv_block_size: int = 64,
+) -> Tensor:
+    """`triton_attention` of what `reference.e4m3_operands` makes of queries and keys.
+
+    Raises:
+        ValueError: if something is not supported, which is more than there; see `block_sparse_attention`.
+    """
+    # The interpreter knows all types that GPUs know.
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    check_fp8(capability, q, k, v, special_k, special_v)
+    call = _call(q, k, v, kv_num_blocks, kv_indices, special_k, special_v, q_block_size, kv_block_size)
+    return _fp8_op(*call)
+
+
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_num_blocks: Tensor,
+    kv_indices: Tensor,
+    special_k: Tensor | None,
+    special_v: Tensor | None,
+    q_block_size: int,
+    kv_block_size: int,
+) -> tuple[Any, ...]:
+    """The arguments of an operator: everything contiguous, no special keys instead of empty ones."""
     problem = unsupported(q.device, q.dtype, q.shape[3], q_block_size, kv_block_size)
     if problem is not None:
         raise ValueError(
@@ -54,12 +92,7 @@ def triton_attention(
     special = [None if x is None or x.shape[2] == 0 else x.contiguous() for x in (special_k, special_v)]
     tokens = [x.contiguous() for x in (q, k, v)]
     lists = [x.int().contiguous() for x in (kv_num_blocks, kv_indices)]
-    call = (*tokens, *lists, *special, q_block_size, kv_block_size)
-    if qk_dtype == "same":
-        return _forward_op(*call)[0]
-    # The interpreter knows all types that GPUs know.
-    check_fp8(torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0), *tokens, *special)
-    return _fp8_op(*call)
+    return (*tokens, *lists, *special, q_block_size, kv_block_size)
 
 
 def unsupported(
