@@ -13,6 +13,7 @@ Surplus = Literal["redistribute", "drop"]
 SpecialKeys = Literal["always", "sparse-vggt"]
 CdfRule = Literal["cover", "sparse-vggt"]
 Backend = Literal["auto", "triton", "flex", "reference"]
+QkDtype = Literal["same", "fp8"]
 PointSource = Literal["point_head", "depth"]
 Projection = Literal["query", "key", "value"]
 Normalization = Literal["sum", "linear", "softmax", "log"]
@@ -100,6 +101,7 @@ class HeSSConfig(Checked):
     dense_layers: tuple[int, ...] = ()  # indices among the global layers that stay dense
     dense_below_tokens: int | Literal["auto"] = 0  # shorter ones stay dense; "auto": where dense is faster
     backend: Backend = "auto"  # Triton's kernels on NVIDIA GPUs, "reference" elsewhere; "flex" by name
+    qk_dtype: QkDtype = "same"  # "fp8": coarser and faster, Triton on sm_90 and later, without gradients
 
     def __post_init__(self) -> None:
         self._in_unit_interval("sparse_ratio", "cdf_threshold", "camera_weight")
@@ -110,6 +112,9 @@ class HeSSConfig(Checked):
         self._one_of("normalization", NORMALIZATIONS)
         self._one_of("cdf_rule", ("cover", "sparse-vggt"))
         self._one_of("backend", ("auto", "triton", "flex", "reference"))
+        self._one_of("qk_dtype", ("same", "fp8"))
+        if self.qk_dtype == "fp8" and self.backend not in ("auto", "triton"):
+            raise ValueError(f"qk_dtype='fp8' needs backend 'triton' or 'auto', got {self.backend!r}.")
         self._positive_int("q_block_size", "kv_block_size")
         self._positive_int("shuffle_seed", at_least=0)
         if self.dense_below_tokens != "auto":

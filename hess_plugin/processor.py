@@ -85,8 +85,9 @@ class HeSSAttentionProcessor:
             [B, H, T, D] in the order of the input.
 
         Raises:
-            ValueError: if T does not fit the layout, the number of heads does not fit the weights, or q or
-                k is not finite (on CUDA a device-side assertion, so that no layer waits for the GPU).
+            ValueError: if T does not fit the layout, the number of heads does not fit the weights,
+                `qk_dtype="fp8"` cannot be had here, or q or k is not finite (on CUDA a device-side
+                assertion, so that no layer waits for the GPU).
         """
         if q.ndim != 4 or q.shape[2] != layout.num_tokens:
             more = f" and {layout.num_trailing_tokens} after them" if layout.num_trailing_tokens else ""
@@ -132,6 +133,7 @@ class HeSSAttentionProcessor:
                 q_block_size=self.config.q_block_size,
                 kv_block_size=self.config.kv_block_size,
                 backend=self.config.backend,
+                qk_dtype=self.config.qk_dtype,
             )
             parts.append(part)
             del selection  # before the next one is made: of a million tokens each is half a gigabyte

@@ -33,6 +33,8 @@ def test_defaults_follow_the_paper() -> None:
         ({"normalization": "max"}, "normalization must be one of sum, linear, softmax, log; got 'max'"),
         ({"cdf_rule": "below"}, "cdf_rule must be one of"),
         ({"backend": "cuda"}, "backend must be one of auto, triton, flex, reference; got 'cuda'"),
+        ({"qk_dtype": "fp4"}, "qk_dtype must be one of same, fp8; got 'fp4'"),
+        ({"qk_dtype": "fp8", "backend": "flex"}, "needs backend 'triton' or 'auto', got 'flex'"),
         ({"q_block_size": 0}, "q_block_size must be an integer of at least 1, got 0"),
         ({"kv_block_size": 64.0}, "kv_block_size must be an integer"),
         ({"dense_below_tokens": -1}, "dense_below_tokens must be an integer of at least 0"),

@@ -197,6 +197,12 @@ def test_gradients_flow_through_the_selected_blocks() -> None:
 # Bad input, copies.
 
 
+def test_fp8_where_it_cannot_be_had() -> None:
+    processor = HeSSAttentionProcessor(WEIGHTS, replace(SMALL, qk_dtype="fp8"))
+    with pytest.raises(ValueError, match="qk_dtype='fp8' needs backend 'triton', got 'reference'"):
+        processor(*tokens(TokenLayout(3, 5, (5, 7))), TokenLayout(3, 5, (5, 7)))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("tensor", [0, 1])
 @pytest.mark.parametrize("token", [0, -1])  # a special and a patch token
@@ -275,6 +281,27 @@ def test_heads_at_a_time_change_nothing(
     assert len(groups) == -(-4 // at_once)
     torch.testing.assert_close(processor(q, k, v, layout), together, rtol=1e-12, atol=1e-14)
     assert torch.equal(processor.kept_blocks, kept)
+
+
+def test_fp8_selects_the_same_blocks() -> None:
+    """Queries and keys are rounded for attention alone, and special queries attend unrounded."""
+    layout = TokenLayout(3, 5, (5, 7))
+    qkv = tokens(layout, scale=1.0).half().to("cuda" if torch.cuda.is_available() else "cpu")
+    qkv = F.pad(qkv, (0, 24))  # fp8 takes 32 channels
+    config = HeSSConfig(
+        q_block_size=16, kv_block_size=16, sparse_ratio=0.8, cdf_threshold=0.0, backend="triton"
+    )
+    plain, low = (HeSSAttentionProcessor(WEIGHTS, replace(config, qk_dtype=d)) for d in ("same", "fp8"))
+    try:
+        out = low(*qkv, layout)
+    except ValueError as error:
+        pytest.skip(str(error))
+    expected = plain(*qkv, layout)
+    assert torch.equal(low.kept_blocks, plain.kept_blocks)
+    special = is_special(layout)
+    assert torch.equal(out[:, :, special], expected[:, :, special])
+    difference = (out - expected)[:, :, ~special].float().norm() / expected[:, :, ~special].float().norm()
+    assert 0 < difference < 0.1
 
 
 @pytest.mark.parametrize("allocation", ["hess", "uniform", "reverse"])

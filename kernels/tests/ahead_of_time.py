@@ -21,15 +21,22 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "torch-ext"))
-from hess_attention import triton_backward, triton_forward
+from hess_attention import triton_backward, triton_forward, triton_fp8
 from hess_attention.tuning import Tile, default_tile
 
 KERNELS = {
     "forward": triton_forward._forward_kernel,
+    "forward_fp8": triton_forward._forward_kernel,
     "backward_queries": triton_backward._queries_kernel,
     "backward_keys": triton_backward._keys_kernel,
+    "ranges": triton_fp8._ranges_kernel,
+    "round": triton_fp8._round_kernel,
 }
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FLOAT32 = (
+    *("lse_ptr", "delta_ptr", "scales"),
+    *("scale_ptr", "centre_ptr", "total_ptr", "highest_ptr", "lowest_ptr"),
+)
 Q_BLOCK, KV_BLOCK = 128, 64
 
 
@@ -41,20 +48,23 @@ def constants(kernel: str, dim: int, tile: Tile) -> dict[str, object]:
         "BLOCK_M": Q_BLOCK // parts,
         "BLOCK_N": KV_BLOCK,
         "PARTS": parts,
-        "HEADS_AT_ONCE": 1 + tile.pairs,
-        "TURNS": tile.turns,
         "STEP": tile.step,
         "TMA": tile.tma,
         "FROZEN": tile.frozen,
         "REDO": False,
+        "SCALED": kernel == "forward_fp8",
     }
+    if kernel in ("ranges", "round"):
+        values |= {"BLOCK": triton_fp8._ELEMENTS // dim}
     return {name: value for name, value in values.items() if name in KERNELS[kernel].arg_names}
 
 
-def argument_type(name: str, dtype: str, dim: int, tile: Tile) -> str:
+def argument_type(kernel: str, name: str, dtype: str, dim: int, tile: Tile) -> str:
     """Type of a run-time argument, from its name."""
-    if name in ("lse_ptr", "delta_ptr"):
+    if name in FLOAT32:
         return "*fp32"
+    if name == "low_ptr" or (kernel == "forward_fp8" and name in ("q_ptr", "k_source", "special_k_source")):
+        dtype = "fp8e4nv"
     if name.endswith("_source") and tile.tma:
         return f"tensordesc<{dtype}[1,{KV_BLOCK},{dim}]>"
     if name == "rows_ptr" or name in ("kv_num_blocks", "kv_indices", "begins", "counts"):
@@ -68,7 +78,7 @@ def resources(kernel: str, capability: int, dtype: str, dim: int, tile: Tile) ->
     """Registers per thread, spills (accesses to local memory in the code) and bytes of shared memory."""
     function, values = KERNELS[kernel], constants(kernel, dim, tile)
     signature = {
-        name: "constexpr" if name in values else argument_type(name, dtype, dim, tile)
+        name: "constexpr" if name in values else argument_type(kernel, name, dtype, dim, tile)
         for name in function.arg_names
     }
     aligned = {

@@ -86,6 +86,23 @@ class TestBenchmark:
         options = benchmark.parse([*size, "--peers", "cuDNN", "hess_attention"])
         assert [row["peer"] for row in benchmark.run(options)] == ["cuDNN", "hess_attention"]
 
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter")
+    def test_errors_of_both_types(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        make = benchmark.make_case
+
+        def small(tokens: int, *rest: object) -> benchmark.Case:
+            q, k, v, *lists = make(256, *rest)
+            return benchmark.Case(q.half(), k.half(), v.half(), *lists)
+
+        monkeypatch.setattr(benchmark, "make_case", small)
+        plain, fp8, plain_common, fp8_common = (
+            row["relative error"] for row in benchmark.errors(benchmark.parse(["--dim", "32"]), "cpu")
+        )
+        assert 0 < plain < 0.01 < fp8 < 0.1
+        assert 0 < plain_common < 0.01 < fp8_common < 1.2 * fp8
+        (row, *_) = benchmark.errors(benchmark.parse(["--dim", "16", "--peers", "hess_attention fp8"]), "cpu")
+        assert "head dimension" in str(row["skipped"])
+
     def test_dense_peers_compute_attention(self) -> None:
         case = benchmark.make_case(256, 2, 16, 0.5, "even", "cpu")
         out = benchmark.sdpa("MATH")(case)()

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 SHARED_LIMIT = {80: 163, 90: 227, 100: 227}  # KiB that one program can have
 CONFIGS = Path(hess_attention.__file__).parent / "configs"
 TABLE = json.loads((CONFIGS / "nvidia_h100.json").read_text(encoding="utf-8"))
-KERNELS = tuple(TABLE["tiles"])
+KERNELS = ("forward", "backward_queries", "backward_keys")
 
 QUICK = [
     ["forward", 80, "bf16", 64, None],
@@ -26,6 +26,8 @@ QUICK = [
     ["backward_queries", 90, "bf16", 64, TABLE["tiles"]["backward_queries"]["64"]],
     ["backward_keys", 90, "bf16", 64, TABLE["tiles"]["backward_keys"]["64"]],
     ["backward_keys", 100, "bf16", 64, None],
+    ["forward_fp8", 90, "bf16", 64, None],
+    *([kernel, 90, "bf16", 64, {"num_warps": 8, "num_stages": 3}] for kernel in ("ranges", "round")),
 ]
 DEFAULTS = [
     [kernel, capability, dtype, dim, None]
@@ -38,6 +40,17 @@ TABLED = [
     [kernel, 90, "bf16", int(dim), options]
     for kernel, by_dim in TABLE["tiles"].items()
     for dim, options in by_dim.items()
+]
+FP8 = [
+    ["forward_fp8", capability, dtype, dim, None]
+    for capability in (90, 100)
+    for dtype in ("bf16", "fp16")
+    for dim in (32, 64, 128)
+]
+FP8 += [
+    [kernel, 90, "bf16", dim, {"num_warps": 8, "num_stages": 3}]
+    for kernel in ("ranges", "round")
+    for dim in (32, 128)
 ]
 # float32 is for checking: it spills a little elsewhere, where 16-bit types do not.
 FLOAT32 = [[kernel, 90, "fp32", 64, None] for kernel in ("forward", "backward_queries")]
@@ -68,7 +81,7 @@ def test_what_is_shipped_for_head_dimension_64() -> None:
 
 
 @pytest.mark.slow(reason="minutes of compilation")
-@pytest.mark.parametrize("cases", [DEFAULTS, FLOAT32], ids=["defaults", "float32"])
+@pytest.mark.parametrize("cases", [DEFAULTS, FP8, FLOAT32], ids=["defaults", "fp8", "float32"])
 def test_everything_that_is_shipped(cases: list[list]) -> None:
     assert_fits(cases)
 

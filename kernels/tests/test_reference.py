@@ -168,9 +168,10 @@ def test_auto_takes_the_first_that_runs(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_backends_have_one_signature() -> None:
     public = inspect.signature(block_sparse_attention).parameters
-    for backend in (*hess_attention.BACKENDS.values(), hess_attention.Backend(dense_mask_attention, bool)):
-        own = inspect.signature(backend.attend).parameters
-        assert list(own.values()) == [p for name, p in public.items() if name != "backend"]
+    shared = [p for name, p in public.items() if name not in ("backend", "qk_dtype")]
+    backends = (backend.attend for backend in hess_attention.BACKENDS.values())
+    for attend in (*backends, dense_mask_attention, hess_attention.fp8_attention):
+        assert list(inspect.signature(attend).parameters.values()) == shared
 
 
 # Bad input. The case: 10 tokens, 5 rows of 2 queries, 4 blocks of 3 keys, 2 special keys.

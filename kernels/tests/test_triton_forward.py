@@ -32,8 +32,6 @@ TILES = [
     pytest.param(Tile(4, 3, tma=True), marks=pytest.mark.skipif(CUDA and not HOPPER, reason="sm_90")),
     Tile(4, 2, parts=2),
     Tile(4, 2, frozen=True),
-    Tile(4, 2, pairs=True),
-    Tile(4, 2, turns=True),
 ]
 
 
@@ -155,7 +153,7 @@ def test_a_frozen_maximum_in_float16() -> None:
 
 
 @pytest.mark.skipif(not HOPPER, reason="needs a GPU with the copy engine; the interpreter knows no bfloat16")
-@pytest.mark.parametrize("options", [{}, {"num_warps": 4, "maxnreg": 160}, {"pairs": True}])
+@pytest.mark.parametrize("options", [{}, {"num_warps": 4, "maxnreg": 160}])
 def test_rows_that_outgrow_a_frozen_maximum_in_bfloat16(options: dict) -> None:
     """Only a second launch can compute them; the first row of blocks does not outgrow and needs none."""
     (q, k, v, counts, indices), keywords = random_case(1, 2, 300, 64, 0, 128, 64)
@@ -190,8 +188,6 @@ def test_heads_by_budget() -> None:
     counts = torch.tensor([[[1, 1], [5, 5]], [[2, 2], [9, 1]]])
     order = triton_forward.heads_by_budget(counts.flatten(0, 1)[None])
     assert counts.flatten(0, 1).sum(1)[order].tolist() == [10, 10, 4, 2]
-    order = triton_forward.heads_in_pairs(counts.flatten(0, 1)[None])
-    assert counts.flatten(0, 1).sum(1)[order].tolist() == [10, 2, 10, 4]
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")

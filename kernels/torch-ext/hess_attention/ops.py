@@ -15,6 +15,7 @@ from .tuning import choose_tile
 HEAD_DIMS = (16, 32, 64, 128)
 BLOCK_SIZES = (16, 32, 64, 128)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+FP8_HEAD_DIMS = (32, 64, 128)  # matrix units take 32 channels of 8 bits at a time
 
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor kv_num_blocks, Tensor kv_indices, "
@@ -43,6 +44,46 @@ def triton_attention(
     Raises:
         ValueError: if the head dimension, a block size or the dtype is not supported.
     """
+    call = _call(q, k, v, kv_num_blocks, kv_indices, special_k, special_v, q_block_size, kv_block_size)
+    return _forward_op(*call)[0]
+
+
+def fp8_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_num_blocks: Tensor,
+    kv_indices: Tensor,
+    *,
+    special_k: Tensor | None = None,
+    special_v: Tensor | None = None,
+    q_block_size: int = 128,
+    kv_block_size: int = 64,
+) -> Tensor:
+    """`triton_attention` of what `reference.e4m3_operands` makes of queries and keys.
+
+    Raises:
+        ValueError: if something is not supported, which is more than there; see `block_sparse_attention`.
+    """
+    # The interpreter knows all types that GPUs know.
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    check_fp8(capability, q, k, v, special_k, special_v)
+    call = _call(q, k, v, kv_num_blocks, kv_indices, special_k, special_v, q_block_size, kv_block_size)
+    return _fp8_op(*call)
+
+
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_num_blocks: Tensor,
+    kv_indices: Tensor,
+    special_k: Tensor | None,
+    special_v: Tensor | None,
+    q_block_size: int,
+    kv_block_size: int,
+) -> tuple[Any, ...]:
+    """The arguments of an operator: everything contiguous, no special keys instead of empty ones."""
     problem = unsupported(q.device, q.dtype, q.shape[3], q_block_size, kv_block_size)
     if problem is not None:
         raise ValueError(
@@ -51,7 +92,7 @@ def triton_attention(
     special = [None if x is None or x.shape[2] == 0 else x.contiguous() for x in (special_k, special_v)]
     tokens = [x.contiguous() for x in (q, k, v)]
     lists = [x.int().contiguous() for x in (kv_num_blocks, kv_indices)]
-    return _forward_op(*tokens, *lists, *special, q_block_size, kv_block_size)[0]
+    return (*tokens, *lists, *special, q_block_size, kv_block_size)
 
 
 def unsupported(
@@ -69,6 +110,25 @@ def unsupported(
         if value not in supported:
             return f"{name} {value}; it supports {', '.join(map(str, supported))}"
     return None
+
+
+def check_fp8(capability: tuple[int, int], q: Tensor, *others: Tensor | None) -> None:
+    """ValueError where products of fp8 cannot be had: on this GPU, or of these tensors."""
+    needs = {
+        "a GPU since sm_90": (capability >= (9, 0), f"sm_{capability[0]}{capability[1]}"),
+        "bfloat16 or float16": (q.dtype in DTYPES[:2], q.dtype),
+        f"a head dimension of {', '.join(map(str, FP8_HEAD_DIMS))}": (
+            q.shape[3] in FP8_HEAD_DIMS,
+            q.shape[3],
+        ),
+        "no gradients": (
+            not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, *others))),
+            "inputs that require them; torch.inference_mode() records none",
+        ),
+    }
+    for rule, (met, found) in needs.items():
+        if not met:
+            raise ValueError(f"qk_dtype='fp8' needs {rule}, got {found}. qk_dtype='same' has no such limit.")
 
 
 @torch.library.custom_op(
@@ -90,16 +150,49 @@ def _forward_op(
     """Output [B, H, N, D] and its log-sum-exp [B, H, N] (float32, base 2); see `triton_forward.forward`."""
     from .triton_forward import forward
 
-    if os.environ.get("HESS_ATTENTION_DEBUG") == "1":
-        _check_indices(kv_num_blocks, kv_indices, -(-q.shape[2] // kv_block_size))
-    tile = choose_tile("forward", q.device, q.dtype, q.shape[3], q_block_size, kv_block_size)
+    lists, sizes = (kv_num_blocks, kv_indices), (q_block_size, kv_block_size)
+    _check_indices(*lists, -(-q.shape[2] // kv_block_size))
+    tile = choose_tile("forward", q.device, q.dtype, q.shape[3], *sizes)
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        return forward(
-            q, k, v, kv_num_blocks, kv_indices, special_k, special_v, q_block_size, kv_block_size, tile
-        )
+        return forward(q, k, v, *lists, special_k, special_v, *sizes, tile)
+
+
+@torch.library.custom_op(
+    add_op_namespace_prefix("block_sparse_attention_fp8"),
+    mutates_args=(),
+    schema=f"({_INPUTS}) -> Tensor",
+)
+def _fp8_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_num_blocks: Tensor,
+    kv_indices: Tensor,
+    special_k: Tensor | None,
+    special_v: Tensor | None,
+    q_block_size: int,
+    kv_block_size: int,
+) -> Tensor:
+    """Output [B, H, N, D] of products of queries and keys in e4m3."""
+    from .triton_forward import forward
+    from .triton_fp8 import e4m3_operands
+
+    lists, sizes = (kv_num_blocks, kv_indices), (q_block_size, kv_block_size)
+    _check_indices(*lists, -(-q.shape[2] // kv_block_size))
+    tile = choose_tile("forward_fp8", v.device, v.dtype, v.shape[3], *sizes)
+    with torch.cuda.device_of(q):
+        q, k, special_k, scales = e4m3_operands(q, k, special_k)
+        return forward(q, k, v, *lists, special_k, special_v, *sizes, tile, scales)[0]
+
+
+@_fp8_op.register_fake
+def _(q: Tensor, *others: object) -> Tensor:
+    return torch.empty_like(q)
 
 
 def _check_indices(kv_num_blocks: Tensor, kv_indices: Tensor, kv_blocks: int) -> None:
+    if os.environ.get("HESS_ATTENTION_DEBUG") != "1":
+        return
     counts, indices = kv_num_blocks.flatten(), kv_indices.flatten(0, 2).long()
     listed = torch.arange(indices.shape[1], device=indices.device) < counts[:, None]
     checked_lengths(counts.sort(descending=True).values, indices.masked_fill(~listed, 0), listed, kv_blocks)

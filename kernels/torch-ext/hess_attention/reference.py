@@ -12,6 +12,9 @@ from torch.nn import functional as F
 # Scores of one chunk of rows: small enough that its keys and scores stay in a CPU's cache.
 _CHUNK_SCORES = 1 << 22
 
+E4M3_MAX = 448.0  # largest value of torch.float8_e4m3fn
+LEAST_REACH = 1e-20  # that is scaled: of zeros alone, any scale will do
+
 
 def block_mask(kv_num_blocks: Tensor, kv_indices: Tensor, num_kv_blocks: int) -> Tensor:
     """The list as a map: [B, H, Mq, Mk] bool, true where a row of queries attends to a key block."""
@@ -47,6 +50,37 @@ def dense_mask_attention(
         visible = F.pad(visible, (special_k.shape[2], 0), value=True)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
     return scores.masked_fill(~visible, -math.inf).softmax(dim=-1) @ v
+
+
+def e4m3_operands(
+    q: Tensor, k: Tensor, special_k: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """What `qk_dtype="fp8"` makes of queries and keys: attention follows from these as from any others.
+
+    1. Take a head's mean key out of all its keys: that moves all scores of a query alike, which softmax does
+       not see. What keys have in common would otherwise be rounded with them.
+    2. Scale so that the largest entry of a head is the largest of e4m3. One scale per head will do: e4m3 is
+       a floating type, and a finer one would only save entries that are 2^14 times smaller from underflow.
+    3. Special keys go with the patch keys: the same mean, or their scores would move apart; the same scale.
+
+    Args:
+        q: [B, H, N, D].
+        k: [B, H, N, D].
+        special_k: [B, H, Ns, D] or None.
+
+    Returns:
+        q, k and special_k in torch.float8_e4m3fn, and [B, H] float32, by which products are to be multiplied.
+    """
+    mean = k.float().mean(2, keepdim=True)
+    keys = [x.float() - mean for x in (k, special_k) if x is not None]
+    scale_q, scale_k = (
+        x.abs().amax((2, 3), keepdim=True).clamp(min=LEAST_REACH) / E4M3_MAX
+        for x in (q.float(), torch.cat(keys, dim=2))
+    )
+    low_q = (q.float() / scale_q).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    low_k, *low_special = ((x / scale_k).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn) for x in keys)
+    scales = (scale_q * scale_k).flatten(1)
+    return low_q, low_k, low_special[0] if low_special else None, scales
 
 
 def gathered_attention(

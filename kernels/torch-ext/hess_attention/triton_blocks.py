@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,13 +14,6 @@ PRECISION = tl.constexpr("tf32x3")
 def heads_by_budget(num_blocks: Tensor) -> Tensor:
     """[B * H] int64: heads of all items, most blocks first, since the longest must not start last."""
     return num_blocks.flatten(0, 1).sum(1).argsort(descending=True)
-
-
-def heads_in_pairs(num_blocks: Tensor) -> Tensor:
-    """[B * H] int64 of an even number: the head with most blocks, that with fewest, the second and so on."""
-    order = heads_by_budget(num_blocks)
-    most, fewest = order.chunk(2)
-    return torch.stack((most, fewest.flip(0)), dim=1).flatten()
 
 
 def block_source(x: Tensor, block: int, tma: bool) -> Tensor | TensorDescriptor:

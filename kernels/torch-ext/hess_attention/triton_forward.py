@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_blocks import PRECISION, block_scores, block_source, heads_by_budget, heads_in_pairs, load_block
+from .triton_blocks import PRECISION, block_scores, block_source, heads_by_budget, load_block
 
 if TYPE_CHECKING:
     from .tuning import Tile
@@ -32,6 +32,7 @@ def forward(
     q_block_size: int,
     kv_block_size: int,
     tile: Tile,
+    scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel. All tensors contiguous, shapes as in `block_sparse_attention`, lists in int32.
 
@@ -46,33 +47,31 @@ def forward(
         q_block_size: Queries per program, a power of two.
         kv_block_size: Keys per step, a power of two.
         tile: Variant and launch options.
+        scales: [B, H] float32, by which to multiply products of q and k, then in fp8; None: they are not.
 
     Returns:
-        The output [B, H, N, D] in the dtype of q; and [B, H, N] float32, log2 of the sum of e^score.
+        The output [B, H, N, D] in the dtype of v; and [B, H, N] float32, log2 of the sum of e^score.
     """
     batch, heads, tokens, dim = q.shape
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    out, lse = torch.empty_like(v), v.new_empty(q.shape[:3], dtype=torch.float32)
     num_special = 0 if special_k is None else special_k.shape[2]
     if special_k is None or special_v is None:
         special_k, special_v = k, v  # never read
     sources = [block_source(x, kv_block_size, tile.tma) for x in (k, v, special_k, special_v)]
-    pairs = tile.pairs and batch * heads % 2 == 0
-    order = heads_in_pairs(kv_num_blocks) if pairs else heads_by_budget(kv_num_blocks)
-    lists, at_once = (order, kv_num_blocks, kv_indices, kv_indices.shape[3]), 2 if pairs else 1
+    lists = (heads_by_budget(kv_num_blocks), kv_num_blocks, kv_indices, kv_indices.shape[3])
     scale, block_m = math.log2(math.e) / math.sqrt(dim), q_block_size // tile.parts
     # A row that outgrew a frozen maximum is computed again; for the others the second program ends at once.
     for redo in (False, True) if tile.frozen else (False,):
-        _forward_kernel[(triton.cdiv(tokens, block_m) * at_once, batch * heads // at_once)](
-            *(q, *sources, out, lse, *lists, tokens, num_special, scale),
+        _forward_kernel[(triton.cdiv(tokens, block_m), batch * heads)](
+            *(q, *sources, out, lse, *lists, tokens, num_special, scale, lse if scales is None else scales),
             DIM=dim,
             BLOCK_M=block_m,
             BLOCK_N=kv_block_size,
             PARTS=tile.parts,
-            HEADS_AT_ONCE=at_once,
-            TURNS=tile.turns,
             TMA=tile.tma,
             FROZEN=tile.frozen and not redo,
             REDO=redo,
+            SCALED=scales is not None,
             **tile.launch_options(),
         )
     return out, lse
@@ -129,13 +128,13 @@ def _attend_ends(
 
 @triton.jit
 def _attend_listed(
-    q, k_source, v_source, head, tokens, blocks, count, step, acc, total, peak, scale,
+    q, k_source, v_source, head, tokens, blocks, count, acc, total, peak, scale,
     DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
-    """The hot loop: `count` blocks, all whole, from where `blocks` points to on; `step` is 1 or -1."""
+    """The hot loop: `count` blocks, all whole, from where `blocks` points to on."""
     for i in tl.range(0, count):
         acc, total, peak = _attend(
-            q, k_source, v_source, head, tl.load(blocks + i * step) * BLOCK, tokens, acc, total, peak, scale,
+            q, k_source, v_source, head, tl.load(blocks + i) * BLOCK, tokens, acc, total, peak, scale,
             DIM, BLOCK, TMA, True, FROZEN,
         )  # fmt: skip
     return acc, total, peak
@@ -144,14 +143,13 @@ def _attend_listed(
 @triton.jit
 def _forward_kernel(
     q_ptr, k_source, v_source, special_k_source, special_v_source, out_ptr, lse_ptr,
-    head_order, kv_num_blocks, kv_indices, width, tokens, num_special, scale,
+    head_order, kv_num_blocks, kv_indices, width, tokens, num_special, scale, scales,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, TMA: tl.constexpr,
-    FROZEN: tl.constexpr, REDO: tl.constexpr, HEADS_AT_ONCE: tl.constexpr, TURNS: tl.constexpr,
+    FROZEN: tl.constexpr, REDO: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """One row, or part of it; programs of one head follow each other, so its keys stay in the L2 cache."""
-    row = tl.program_id(0) // HEADS_AT_ONCE
-    place = tl.program_id(1) * HEADS_AT_ONCE + tl.program_id(0) % HEADS_AT_ONCE
-    head, start = tl.load(head_order + place).to(tl.int32), row * BLOCK_M
+    row = tl.program_id(0)
+    head, start = tl.load(head_order + tl.program_id(1)).to(tl.int32), row * BLOCK_M
     first = head.to(tl.int64) * tokens + start
     if REDO and tl.load(lse_ptr + first) != float("inf"):
         return
@@ -160,6 +158,8 @@ def _forward_kernel(
     count = tl.load(kv_num_blocks + list_row)
     has_partial = (tl.load(blocks + count - 1) + 1) * BLOCK_N > tokens  # lists ascend: it can only be last
 
+    if SCALED:
+        scale *= tl.load(scales + head)
     q = load_block(q_ptr, head, start, tokens, DIM, BLOCK_M, False, False)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     if FROZEN:
@@ -170,13 +170,8 @@ def _forward_kernel(
         q, k_source, v_source, special_k_source, special_v_source, head, tokens, num_special, has_partial,
         peak, scale, DIM, BLOCK_M, BLOCK_N, TMA, FROZEN,
     )  # fmt: skip
-    whole = count - has_partial.to(tl.int32)
-    step = 1
-    if TURNS:
-        step = 1 - 2 * (row % 2)
-        blocks += row % 2 * (whole - 1)
     acc, total, peak = _attend_listed(
-        q, k_source, v_source, head, tokens, blocks, whole, step, acc, total, peak,
+        q, k_source, v_source, head, tokens, blocks, count - has_partial.to(tl.int32), acc, total, peak,
         scale, DIM, BLOCK_N, TMA, FROZEN,
     )  # fmt: skip
 
@@ -184,7 +179,7 @@ def _forward_kernel(
     lse = peak + tl.log2(total)
     if FROZEN:
         # Far below overflow of p in float16, or of acc otherwise. The mark is for the second launch.
-        limit = 2.0**15 if q.dtype == tl.float16 else 2.0**100
+        limit = 2.0**15 if out_ptr.dtype.element_ty == tl.float16 else 2.0**100
         lse = tl.where(tl.max(total, 0) > limit, float("inf"), lse)
     offsets = tl.arange(0, BLOCK_M)
     exists = start + offsets < tokens
