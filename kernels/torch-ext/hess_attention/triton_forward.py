@@ -131,7 +131,7 @@ def _attend_listed(
     q, k_source, v_source, head, tokens, blocks, count, acc, total, peak, scale,
     DIM: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
-    """The hot loop: `count` blocks, all whole, from where `blocks` points to on."""
+    """The hot loop: the first `count` blocks of the list, all whole."""
     for i in tl.range(0, count):
         acc, total, peak = _attend(
             q, k_source, v_source, head, tl.load(blocks + i) * BLOCK, tokens, acc, total, peak, scale,
@@ -148,12 +148,12 @@ def _forward_kernel(
     FROZEN: tl.constexpr, REDO: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """One row, or part of it; programs of one head follow each other, so its keys stay in the L2 cache."""
-    row = tl.program_id(0)
-    head, start = tl.load(head_order + tl.program_id(1)).to(tl.int32), row * BLOCK_M
+    start = tl.program_id(0) * BLOCK_M
+    head = tl.load(head_order + tl.program_id(1)).to(tl.int32)
     first = head.to(tl.int64) * tokens + start
     if REDO and tl.load(lse_ptr + first) != float("inf"):
         return
-    list_row = head.to(tl.int64) * tl.cdiv(tokens, BLOCK_M * PARTS) + row // PARTS
+    list_row = head.to(tl.int64) * tl.cdiv(tokens, BLOCK_M * PARTS) + tl.program_id(0) // PARTS
     blocks = kv_indices + list_row * width
     count = tl.load(kv_num_blocks + list_row)
     has_partial = (tl.load(blocks + count - 1) + 1) * BLOCK_N > tokens  # lists ascend: it can only be last
