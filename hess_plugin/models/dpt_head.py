@@ -44,7 +44,8 @@ class FeatureFusion(nn.Module):
         """Maps [N, features, ., .], `finer` of the same shape as `x`, to [N, features, *size]."""
         if finer is not None:
             x = x + self.resConfUnit1(finer)
-        return self.out_conv(resize(self.resConfUnit2(x), size))
+        # The original enlarges first. A convolution of single pixels commutes with that, on fewer pixels.
+        return resize(self.out_conv(self.resConfUnit2(x)), size)
 
 
 class Scratch(nn.Module):
@@ -159,7 +160,8 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     # PyTorch's own deterministic gradient sorts one index per element.
     reproducible = x.is_cuda and x.requires_grad and torch.are_deterministic_algorithms_enabled()
     interpolate = ReproducibleResize.apply if reproducible else _interpolate
-    return torch.cat([interpolate(part, tuple(size)) for part in x.chunk(parts)])
+    resized = [interpolate(part, tuple(size)) for part in x.chunk(parts)]
+    return resized[0] if len(resized) == 1 else torch.cat(resized)
 
 
 def _interpolate(x: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..kernels.hess_attention import norm_heads, rotate_heads
+
 ROPE_BASE = 100.0
 MLP_TOKENS = 1 << 16  # that an MLP works on at a time where no gradient is recorded: its hidden layer is wide
 
@@ -45,11 +47,7 @@ def apply_rope(t: Tensor, pos: Tensor | None) -> Tensor:
     Sine and cosine are taken in float32 at least: rounded to bfloat16, an angle of 37 is off by up to 0.125.
     """
     assert pos is not None  # whoever calls an attention with RoPE passes the angles
-    angles = pos.to(torch.promote_types(t.dtype, torch.float32))
-    views = t.unflatten(2, (-1, angles.shape[0]))
-    first, second = views.unflatten(-1, (2, 2, -1)).unbind(-2)
-    turned = torch.stack((-second, first), dim=-2).flatten(-3)
-    return (views * angles.cos().to(t.dtype) + turned * angles.sin().to(t.dtype)).flatten(2, 3)
+    return rotate_heads(t, pos.to(torch.promote_types(t.dtype, torch.float32)))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -115,6 +113,14 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class HeadNorm(nn.LayerNorm):
+    """The qk-norm: layer norm over the entries of a head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, T, D] to the same shape; the dtype is `nn.LayerNorm`'s."""
+        return norm_heads(x, self.weight, self.bias, self.eps)
+
+
 class LayerScale(nn.Module):
     """A learned factor per channel; `init_value` is what training from scratch starts with."""
 
@@ -169,8 +175,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.q_norm = nn.LayerNorm(self.head_dim, eps=1e-5) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(self.head_dim, eps=1e-5) if qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(self.head_dim, eps=1e-5) if qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(self.head_dim, eps=1e-5) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
         self.rope = apply_rope if rope else None
 

@@ -22,7 +22,7 @@ from .pi3_heads import (
     FrameDecoder,
     PatchesToPixels,
     Pi3CameraHead,
-    SameDtypeLayerNorm,
+    SameDtypeHeadNorm,
 )
 
 NUM_SPECIAL_TOKENS = 5  # register tokens of the backbone, the same for every view
@@ -157,8 +157,8 @@ class Pi3Model(PreTrainedModel):
 def _backbone_block(config: Pi3Config) -> Block:
     dim, num_heads, scale = config.decoder_embed_dim, config.decoder_num_heads, config.layer_scale_init
     block = Block(dim, num_heads, norm_eps=1e-6, layer_scale_init=scale, qk_norm=True, rope=True)
-    block.attn.q_norm = SameDtypeLayerNorm(dim // num_heads, eps=1e-5)
-    block.attn.k_norm = SameDtypeLayerNorm(dim // num_heads, eps=1e-5)
+    block.attn.q_norm = SameDtypeHeadNorm(dim // num_heads, eps=1e-5)
+    block.attn.k_norm = SameDtypeHeadNorm(dim // num_heads, eps=1e-5)
     return block
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Block, at_least_float32
+from .layers import Block, HeadNorm, at_least_float32
 
 DECODER_DIM = 1024  # the same in every size of π³
 DECODER_NUM_HEADS = 16
@@ -36,14 +36,11 @@ class FrameDecoder(nn.Module):
         return self.linear_out(x)
 
 
-class SameDtypeLayerNorm(nn.LayerNorm):
-    """The qk-norm of π³: back in the dtype of its input, so that under autocast RoPE runs in bfloat16.
-
-    That rounds the angles to 8 bits; the published weights were trained so.
-    """
+class SameDtypeHeadNorm(HeadNorm):
+    """The qk-norm of π³: back in the dtype of its input, so that under autocast RoPE runs in bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to the same shape and dtype."""
+        """[B, H, T, D] to the same shape and dtype."""
         return super().forward(x).to(x.dtype)
 
 

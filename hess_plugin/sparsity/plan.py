@@ -76,10 +76,14 @@ class BlockPlan:
         if config.allocation != "uniform" and head_weights is not None:
             self.row_counts = self._share_out(head_weights)
 
-    @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[slice, BlockSelection]]:
+        # No variable here, and no decorator of a generator, keeps a selection until the next one is made.
         for heads in self._groups:
-            yield heads, self._steps.select_blocks(self._probs(heads), self.row_counts[:, heads])
+            yield heads, self._select(heads)
+
+    @torch.no_grad()
+    def _select(self, heads: slice) -> BlockSelection:
+        return self._steps.select_blocks(self._probs(heads), self.row_counts[:, heads])
 
     def _probs(self, heads: slice) -> Tensor:
         if len(self._groups) > 1:

@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "torch-ext"))
-from hess_attention import triton_backward, triton_forward, triton_fp8
+from hess_attention import triton_backward, triton_forward, triton_fp8, triton_heads
 from hess_attention.tuning import Tile, default_tile
 
 KERNELS = {
@@ -31,10 +31,14 @@ KERNELS = {
     "backward_keys": triton_backward._keys_kernel,
     "ranges": triton_fp8._ranges_kernel,
     "round": triton_fp8._round_kernel,
+    "norm": triton_heads._norm_kernel,
+    "rotate": triton_heads._rotate_kernel,
 }
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+BLOCK_ELEMENTS = dict.fromkeys(("ranges", "round"), triton_fp8._ELEMENTS)
+BLOCK_ELEMENTS |= dict.fromkeys(("norm", "rotate"), triton_heads._ELEMENTS)
 FLOAT32 = (
-    *("lse_ptr", "delta_ptr", "scales"),
+    *("lse_ptr", "delta_ptr", "scales", "cos_ptr", "sin_ptr"),
     *("scale_ptr", "centre_ptr", "total_ptr", "highest_ptr", "lowest_ptr"),
 )
 Q_BLOCK, KV_BLOCK = 128, 64
@@ -54,8 +58,8 @@ def constants(kernel: str, dim: int, tile: Tile) -> dict[str, object]:
         "REDO": False,
         "SCALED": kernel == "forward_fp8",
     }
-    if kernel in ("ranges", "round"):
-        values |= {"BLOCK": triton_fp8._ELEMENTS // dim}
+    if kernel in BLOCK_ELEMENTS:
+        values |= {"BLOCK": BLOCK_ELEMENTS[kernel] // dim}
     return {name: value for name, value in values.items() if name in KERNELS[kernel].arg_names}
 
 
@@ -71,7 +75,7 @@ def argument_type(kernel: str, name: str, dtype: str, dim: int, tile: Tile) -> s
         return "*i32"
     if name.endswith(("_ptr", "_source")):
         return f"*{dtype}"
-    return {"head_order": "*i64", "scale": "fp32"}.get(name, "i32")
+    return {"head_order": "*i64", "scale": "fp32", "eps": "fp32"}.get(name, "i32")
 
 
 def resources(kernel: str, capability: int, dtype: str, dim: int, tile: Tile) -> dict[str, int]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from hess_plugin.models.pi3_heads import PatchesToPixels, SameDtypeLayerNorm, nearest_rotation
+from hess_plugin.models.pi3_heads import PatchesToPixels, SameDtypeHeadNorm, nearest_rotation
 
 
 def test_first_pixel_of_each_patch():
@@ -50,7 +50,7 @@ def test_nearest_rotation_gradient():
 
 
 def test_qk_norm_keeps_the_dtype_under_autocast():
-    norm = SameDtypeLayerNorm(8)
+    norm = SameDtypeHeadNorm(8)
     x = torch.randn(3, 8)
     assert torch.equal(norm(x), torch.nn.functional.layer_norm(x, (8,)))
     with torch.autocast("cpu", dtype=torch.bfloat16):

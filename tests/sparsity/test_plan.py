@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from hess_plugin.kernels.hess_attention import block_mask
 from layer_inputs import LAYOUTS, SMALL, WEIGHTS, block_map, patches, select, tokens
+from torch import Tensor
 from torch.nn import functional as F
 
 from hess_plugin.backbones.base import TokenLayout
+from hess_plugin.benchmark.stopwatch import Stopwatch, _TimedPlan
 from hess_plugin.config import HeSSConfig
+from hess_plugin.sparsity import BlockPlan, BlockSelection, plan
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -174,3 +178,25 @@ def test_selection_never_waits_for_the_gpu(backend: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
     found = block_mask(selection.kv_num_blocks, selection.kv_indices, expected.shape[-1])
     assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_lists_of_two_groups_of_heads_never_exist_at_once(
+    timed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million tokens each takes half a gigabyte: what the caller lets go of is gone before the next."""
+    made: list[weakref.ref] = []
+
+    def select_blocks(probs: Tensor, counts: Tensor) -> BlockSelection:
+        assert [ref for ref in made if ref() is not None] == []
+        selection = plan.Steps().select_blocks(probs, counts)
+        made.append(weakref.ref(selection.kv_indices))
+        return selection
+
+    monkeypatch.setattr(plan, "MAP_BYTES", 1)
+    monkeypatch.setattr(plan, "_steps", lambda backend: plan.Steps(select_blocks=select_blocks))
+    q, k, _ = patches(tokens(LAYOUTS[0]), LAYOUTS[0])
+    call = (q, k, WEIGHTS, SMALL)
+    for _, selection in _TimedPlan(Stopwatch(q.device), BlockPlan, *call) if timed else BlockPlan(*call):
+        del selection
+    assert len(made) == 4

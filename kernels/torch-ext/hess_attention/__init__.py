@@ -1,7 +1,7 @@
 """Block-sparse attention over a list of key blocks per row of queries, with keys that all attend to.
 
 `block_sparse_attention` checks what it is given and hands it to one of `BACKENDS`. `reference.py` says, in as
-few lines as the mathematics has, what all of them compute.
+few lines as the mathematics has, what all of them compute. `heads.py` prepares queries and keys.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .flex import flex_attention
+from .heads import norm_heads, rotate_heads
 from .ops import fp8_attention, triton_attention, unsupported
 from .reference import block_mask, dense_mask_attention, gathered_attention
 from .tuning import HAS_TRITON, compiles_for, dense_below_tokens
@@ -24,7 +25,9 @@ __all__ = [
     "block_sparse_attention",
     "dense_below_tokens",
     "dense_mask_attention",
+    "norm_heads",
     "resolve_backend",
+    "rotate_heads",
 ]
 
 
