@@ -99,10 +99,10 @@ def default_tile(
     """
     wide, single, hopper = dim > 64, dtype == torch.float32, capability >= (9, 0)
     if kernel == "backward_keys":
-        # Float32 at 128 channels, 8 warps and a step of 16: an H100 with Triton 3.6 meets illegal memory.
-        # A step of 32 is right there, spills least of those that are, and fits the shared memory of sm_80.
-        step = 32 if single == wide else 16 if single else 64
-        return Tile(8 if wide or single else 4, num_stages=2, step=step)
+        # As Triton 3.6 compiles products of three TF32 for sm_90, 8 warps and a step of 16 read shared memory
+        # out of bounds, or give wrong numbers. 4 warps are right, and so is a step of 32, which fits sm_80.
+        few = single and q_block_size == 16
+        return Tile(8 if (wide or single) and not few else 4, 2, step=64 if wide and not single else 32)
     forward = kernel in ("forward", "forward_fp8")
     rows = 16 if single else 32 if wide and not hopper and kernel == "backward_queries" else 128
     return Tile(
