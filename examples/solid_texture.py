@@ -1,0 +1,66 @@
+"""Detail as photos have it, hung on points in space, so that all photos of a scene agree on it."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hess_plugin.geometry.cameras import quaternion_to_rotation
+
+SIDE, LEAVES = 128, 3000
+SMALLEST, LARGEST = 2.5, 24.0  # radii in voxels
+FINEST, COARSEST = 0.004, 0.03  # voxels in units of the mean distance; a pixel there covers some 0.009
+
+
+@functools.cache
+def dead_leaves(device: torch.device) -> Tensor:
+    """A volume [SIDE³, 3] in [0, 1) of balls that hide one another, periodic; the same every time.
+
+    Its plane sections have edges and plain areas of all sizes, as photos do: radii of density r^-3
+    ("Occlusion models for natural images", Lee, Mumford and Huang, 2001).
+    """
+    generator = torch.Generator().manual_seed(0)
+    share, grey = torch.rand(2, LEAVES, generator=generator)
+    radii = (SMALLEST**-2 + share * (LARGEST**-2 - SMALLEST**-2)) ** -0.5  # the inverse of its distribution
+    radii = radii.sort(descending=True).values  # small ones last, so that they are seen
+    tint = 0.05 * torch.randn(LEAVES, 3, generator=generator)
+    colors = (grey[:, None] + tint).clamp(0, 0.999)
+    centres = torch.randint(SIDE, (LEAVES, 3), generator=generator)
+    volume = torch.full((SIDE, SIDE, SIDE, 3), 0.5)
+    for radius, centre, color in zip(radii.tolist(), centres, colors, strict=True):
+        reach = torch.arange(-int(radius), int(radius) + 1)
+        x, y, z = ((reach + start) % SIDE for start in centre)
+        square = reach * reach
+        inside = square[:, None, None] + square[:, None] + square <= radius * radius
+        block = (x[:, None, None], y[:, None], z)
+        volume[block] = torch.where(inside[..., None], color, volume[block])
+    return volume.flatten(0, 2).to(device)
+
+
+def add_detail(images: Tensor, points: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
+    """Photos, half of the scenes with surfaces cut from `dead_leaves`, turned and scaled otherwise in each.
+
+    Args:
+        images: [B, V, 3, height, width] in [0, 1].
+        points: [B, V, height, width, 3] that pixels show, 1 being their mean distance from the first camera.
+        known: [B, V, height, width] bool; other pixels stay as they are.
+        generator: on the device of the images.
+
+    Returns:
+        [B, V, 3, height, width] in [0, 1].
+    """
+    scenes, device = len(images), images.device
+    size, strength = torch.rand(2, scenes, 1, 1, 1, 1, generator=generator, device=device)
+    turn = F.normalize(torch.randn(scenes, 4, generator=generator, device=device), dim=-1)
+    shift = SIDE * torch.rand(scenes, 1, 1, 1, 3, generator=generator, device=device)
+    rotation = quaternion_to_rotation(turn)[:, None, None, None]
+    turned = (rotation * points[..., None, :]).sum(-1)  # no matrix product: it may round to TF32
+    voxel = (turned / (FINEST * (COARSEST / FINEST) ** size) + shift).floor().long() % SIDE
+    x, y, z = voxel.unbind(-1)
+    detail = dead_leaves(device)[(x * SIDE + y) * SIDE + z].movedim(-1, 2)
+    strength = 0.8 * (2 * strength - 1).clamp(min=0)  # none in half of the scenes
+    detailed = images * (1 + strength * (1.6 * detail - 0.8))
+    return torch.where(known[:, :, None], detailed.clamp(0, 1), images)
