@@ -15,9 +15,9 @@ Measured in November 2026 with `--no-icp --scenes 4` (torch 2.11.0+cu130, Triton
     2 x NVIDIA H100 80GB HBM3: both errors in 4.48 and 4.44 s, peak 36.63 GB;
                                8 scenes in 17.87 s, 2.03 times one
 
-ICP is on by default and runs in one thread of the CPU while the GPU waits: some 0.6 s a scene on good points,
-measured on a CPU alone; both together were not. With PyTorch's attention a scene took 6.28 s and 39.83 GB,
-and `--precision float32` did not finish 2 scenes in 80 s.
+ICP is on by default and runs in one thread of the CPU while the GPU waits: 0.48 s a scene of one core's
+time on good points, measured on a CPU alone, so some 5.0 s together; that was not measured. With PyTorch's
+attention a scene took 6.28 s and 39.83 GB, and `--precision float32` did not finish 2 scenes in 80 s.
 """
 
 from __future__ import annotations
