@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "upload": "errors",
     "hub": "errors files patch sidecar upload",
     "auto": "hub",
-    "models": "errors geometry hub",
+    "models": "errors geometry hub kernels",
     "loading": "backbones datasets errors models",
     "baselines": "attention backbones config errors gates patch",
     "evaluation": "backbones baselines config datasets errors files gates geometry loading options patch "

@@ -28,7 +28,11 @@ QUICK = [
     ["backward_keys", 100, "bf16", 64, None],
     ["forward_fp8", 90, "bf16", 64, None],
     *([kernel, 90, "bf16", 64, {"num_warps": 8, "num_stages": 3}] for kernel in ("ranges", "round")),
-    *([kernel, 80, "bf16", 64, {"num_warps": 4, "num_stages": 3}] for kernel in ("norm", "rotate")),
+    *(
+        [kernel, capability, "bf16", 64, {"num_warps": 4, "num_stages": 3}]
+        for kernel in ("norm", "rotate")
+        for capability in SHARED_LIMIT
+    ),
 ]
 DEFAULTS = [
     [kernel, capability, dtype, dim, None]

@@ -144,6 +144,38 @@ class TestChoice:
         with pytest.raises(RuntimeError):
             norm_heads(x, *affine(16, torch.float64), 1e-5)
 
+    @pytest.mark.parametrize("short", [0, 1])
+    def test_short_weights_are_refused(self, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not read past their end."""
+        reached = as_on_a_gpu(monkeypatch)
+        x, *parameters, _ = self.inputs()
+        parameters[short] = parameters[short][:8]
+        with pytest.raises(RuntimeError):
+            norm_heads(x, *parameters, 1e-5)
+        assert reached == []
+
+    @pytest.mark.parametrize("shape", [(11, 8), (10, 16), (11, 16, 1)])
+    def test_angles_of_other_views_or_heads(
+        self, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        x, *_ = self.inputs()
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"angles must be \[P, 16\], where P, .*, divides 22"):
+                rotate_heads(x, torch.zeros(shape, device=DEVICE))
+            as_on_a_gpu(monkeypatch)
+
+    def test_tensors_without_data(self) -> None:
+        """Of a device that knows no autocast."""
+        x, *parameters, angles = (x.to("meta") for x in self.inputs())
+        assert norm_heads(x, *parameters, 1e-5).shape == rotate_heads(x, angles).shape == x.shape
+
+    def test_one_graph(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        reached = as_on_a_gpu(monkeypatch)
+        compiled = torch.compile(self.call, backend="aot_eager", fullgraph=True)
+        for found, eager in zip(compiled(*self.inputs()), self.call(*self.inputs()), strict=True):
+            assert torch.equal(found, eager)
+        assert reached == 2 * ["norm", "rotate"]
+
     def test_operators(self) -> None:
         x, weight, bias, angles = self.inputs()
         torch.library.opcheck(heads._norm_op, (x, weight, bias, 1e-5, torch.float32))

@@ -29,10 +29,13 @@ def norm_heads(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     Returns:
         [B, H, N, D] in the dtype of PyTorch's layer norm: that of `x`, on a GPU under autocast float32.
     """
-    autocast = torch.is_autocast_enabled(x.device.type)
-    if not (autocast or x.dtype == weight.dtype) or not _in_one_pass(x, weight, bias):
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    return _norm_op(x, weight, bias, eps, torch.float32 if autocast else x.dtype)
+    # What PyTorch refuses is left to it: the kernel would read past the end of a short weight.
+    if x.shape[-1:] == weight.shape == bias.shape and _in_one_pass(x, weight, bias):
+        if torch.is_autocast_enabled(x.device.type):
+            return _norm_op(x, weight, bias, eps, torch.float32)
+        if x.dtype == weight.dtype == bias.dtype:
+            return _norm_op(x, weight, bias, eps, x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def rotate_heads(x: Tensor, angles: Tensor) -> Tensor:
@@ -41,11 +44,19 @@ def rotate_heads(x: Tensor, angles: Tensor) -> Tensor:
     Args:
         x: [B, H, N, D], any strides.
         angles: [P, D] radians in float32 or float64, equal in both entries of a pair; those of token n are
-            in row n modulo P.
+            in row n modulo P, and N is a multiple of P.
 
     Returns:
         [B, H, N, D], dtype of `x`.
+
+    Raises:
+        ValueError: the angles are not those of whole views of such heads.
     """
+    if angles.shape[1:] != x.shape[3:] or x.shape[2] % angles.shape[0]:
+        raise ValueError(
+            f"angles have shape {list(angles.shape)}, x has {list(x.shape)}: angles must be "
+            f"[P, {x.shape[3]}], where P, the tokens of one view, divides {x.shape[2]}."
+        )
     if _in_one_pass(x, angles):
         return _rotate_op(x, angles.cos(), angles.sin())
     views = x.unflatten(2, (-1, angles.shape[0]))
