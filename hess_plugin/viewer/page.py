@@ -24,7 +24,11 @@ _ALL_POINTS = 900_000  # of all clouds: 13 MB
 GREEN_NOTE = (
     "The error of a point in the 3D views is its distance to the nearest known point (the paper's Fig. 5); "
     "points whose pixel has no known point are not judged. The least confident 20 % of the points and those "
-    "at depth edges are left out."
+    "at depth edges are left out. A cloud that has shrunk into the true one shows little green, whatever its "
+    "point error."
+)
+SECONDS_NOTE = (
+    "Seconds are those of one forward pass; the first one of a process on a GPU also loads kernels."
 )
 _PARTS = {"style": "page.css", "points": "points.js", "script": "page.js"}
 
@@ -62,7 +66,7 @@ def write_page(path: Path, page: Page, scenes: Sequence[dict[str, Any]]) -> None
     data = {
         "scenes": scenes,
         "metrics": metric_headings(),
-        "notes": [*((DISTANCE_NOTE, GREEN_NOTE) if scenes else ()), *page.notes],
+        "notes": [*((DISTANCE_NOTE, GREEN_NOTE, SECONDS_NOTE) if scenes else ()), *page.notes],
         "shares": shares,
         "configurations": page.configurations or {},
     }
