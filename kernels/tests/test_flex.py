@@ -47,6 +47,12 @@ def test_lists(case: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
         assert all((index in padded) == allowed for index in blocks[listed].tolist())
 
 
+def test_no_log_sum_exp() -> None:
+    args, keywords = random_case(*CASES[0])
+    with pytest.raises(ValueError, match="backend 'flex' gives no log-sum-exp"):
+        flex_attention(*args, **keywords, lse=torch.empty(1, 1, 1))
+
+
 def test_needs_a_gpu_to_be_chosen() -> None:
     args, keywords = random_case(*CASES[0])
     assert resolve_backend("flex", torch.device("cuda"), torch.float32, 24, 96, 96) == "flex"

@@ -49,6 +49,15 @@ def test_the_public_function_and_its_gradients() -> None:
         torch.testing.assert_close(found, true, rtol=1e-4, atol=1e-5)
 
 
+def test_log_sum_exp_is_that_of_the_reference() -> None:
+    args, keywords = small_case()
+    lse, expected = torch.full((2, *args[0].shape[:3]), torch.nan, device=DEVICE)
+    out = block_sparse_attention(*args, backend="triton", **keywords, lse=lse)
+    block_sparse_attention(*args, backend="reference", **keywords, lse=expected)
+    torch.testing.assert_close(lse, expected)
+    assert torch.equal(out, block_sparse_attention(*args, backend="triton", **keywords))
+
+
 def test_any_layout_and_index_type() -> None:
     args, keywords = small_case()
     expected = block_sparse_attention(*args, backend="triton", **keywords)

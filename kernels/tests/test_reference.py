@@ -56,6 +56,40 @@ def test_smoke() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_log_sum_exp(case: tuple[int, ...]) -> None:
+    args, keywords = random_case(*case)
+    lse, expected = torch.full((2, *args[0].shape[:3]), torch.nan, dtype=torch.float64)
+    out = block_sparse_attention(*args, **keywords, lse=lse)
+    dense_mask_attention(*args, **keywords, lse=expected)
+    torch.testing.assert_close(lse, expected)
+    assert torch.equal(out, block_sparse_attention(*args, **keywords))
+
+
+def test_outputs_over_disjoint_keys_can_be_merged() -> None:
+    """What a log-sum-exp is for: even and odd blocks apart, special keys with the even ones."""
+    (q, k, v, _, _), keywords = random_case(1, 2, 64, 8, 3, 16, 8)
+    lists = [torch.arange(part, 8, 2).expand(1, 2, 4, 4) for part in (0, 1)]
+    counts, none = torch.full((1, 2, 4), 4), {"special_k": None, "special_v": None}
+    parts, sums = [], torch.empty(2, 1, 2, 64, dtype=torch.float64)
+    for indices, more, lse in zip(lists, ({}, none), sums, strict=True):
+        parts.append(block_sparse_attention(q, k, v, counts, indices, **keywords | more, lse=lse))
+    whole = torch.arange(8).expand(1, 2, 4, 8)
+    expected = block_sparse_attention(q, k, v, 2 * counts, whole, **keywords)
+    torch.testing.assert_close((sums.softmax(0)[..., None] * torch.stack(parts)).sum(0), expected)
+
+
+@pytest.mark.parametrize(
+    "lse",
+    [torch.empty(1, 2, 19), torch.empty(1, 2, 20).half(), torch.empty(1, 2, 20, requires_grad=True)],
+    ids=["shape", "dtype", "gradient"],
+)
+def test_a_place_that_cannot_be_filled(lse: Tensor) -> None:
+    args, keywords = random_case(1, 2, 20, 8, 3, 8, 4)
+    with pytest.raises(ValueError, match=r"lse is .* it is filled, so it must be float32 or .*\[1, 2, 20\]"):
+        block_sparse_attention(*args, **keywords, lse=lse)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_gather_equals_dense_mask(case: tuple[int, ...]) -> None:
     args, keywords = random_case(*case)
     out = block_sparse_attention(*args, **keywords)

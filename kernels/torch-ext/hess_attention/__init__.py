@@ -101,6 +101,7 @@ def block_sparse_attention(
     kv_block_size: int = 64,
     backend: str = "auto",
     qk_dtype: str = "same",
+    lse: Tensor | None = None,
 ) -> Tensor:
     """Attention of every block of queries to the key blocks listed for it, and to all special keys.
 
@@ -124,16 +125,19 @@ def block_sparse_attention(
         qk_dtype: "same", or "fp8": queries and keys are rounded to e4m3 before their product, see
             `reference.e4m3_operands`, and values are not. Faster and coarser; only by "triton", on GPUs since
             sm_90, for bfloat16 and float16, head dimensions of 32, 64 and 128, without gradients.
+        lse: [B, H, N] float32 or float64, to be filled with the log-sum-exp of each query's scaled scores,
+            natural and without gradient: by it outputs over disjoint keys can be merged. Not by "flex".
 
     Returns:
         [B, H, N, D], dtype of `q`.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit together or the backend or `qk_dtype` is not
-            available; the reference also refuses lists that break the rules above.
+        ValueError: if shapes, dtypes or devices do not fit together or the backend, `qk_dtype` or `lse` is
+            not available; the reference also refuses lists that break the rules above.
     """
     _check_tokens(q, k, v, special_k, special_v)
     _check_lists(q, kv_num_blocks, kv_indices, q_block_size, kv_block_size)
+    _check_lse(q, lse)
     name = resolve_backend(backend, q.device, q.dtype, q.shape[3], q_block_size, kv_block_size)
     if qk_dtype not in ("same", "fp8"):
         raise ValueError(f"qk_dtype must be one of same, fp8; got {qk_dtype!r}.")
@@ -153,7 +157,19 @@ def block_sparse_attention(
         special_v=special_v,
         q_block_size=q_block_size,
         kv_block_size=kv_block_size,
+        lse=lse,
     )
+
+
+def _check_lse(q: Tensor, lse: Tensor | None) -> None:
+    if lse is None:
+        return
+    fits = lse.shape == q.shape[:3] and lse.dtype in (torch.float32, torch.float64) and lse.device == q.device
+    if not fits or lse.requires_grad:
+        raise ValueError(
+            f"lse is {lse.dtype} {list(lse.shape)} on {lse.device}; it is filled, so it must be float32 or "
+            f"float64 {list(q.shape[:3])} on {q.device}, without gradient."
+        )
 
 
 def _check_tokens(

@@ -24,12 +24,18 @@ def flex_attention(
     special_v: Tensor | None = None,
     q_block_size: int = 128,
     kv_block_size: int = 64,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """`block_sparse_attention` by FlexAttention, compiled on a GPU.
 
     1. Put special keys in front, padded to whole blocks that every row lists; pad the patch keys likewise.
     2. Whole blocks go into the lists without a mask, padded ones into those with one.
+
+    Raises:
+        ValueError: if `lse` is given.
     """
+    if lse is not None:
+        raise ValueError("backend 'flex' gives no log-sum-exp; call it without lse, or use another backend.")
     from torch.nn.attention.flex_attention import BlockMask
 
     tokens, block = q.shape[2], kv_block_size

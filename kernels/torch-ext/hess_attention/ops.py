@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -34,6 +35,7 @@ def triton_attention(
     special_v: Tensor | None = None,
     q_block_size: int = 128,
     kv_block_size: int = 64,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """`block_sparse_attention` by the Triton kernels; on a CPU only in Triton's interpreter.
 
@@ -45,7 +47,7 @@ def triton_attention(
         ValueError: if the head dimension, a block size or the dtype is not supported.
     """
     call = _call(q, k, v, kv_num_blocks, kv_indices, special_k, special_v, q_block_size, kv_block_size)
-    return _forward_op(*call)[0]
+    return _with_lse(*_forward_op(*call), lse)
 
 
 def fp8_attention(
@@ -59,6 +61,7 @@ def fp8_attention(
     special_v: Tensor | None = None,
     q_block_size: int = 128,
     kv_block_size: int = 64,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """`triton_attention` of what `reference.e4m3_operands` makes of queries and keys.
 
@@ -69,7 +72,14 @@ def fp8_attention(
     capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
     check_fp8(capability, q, k, v, special_k, special_v)
     call = _call(q, k, v, kv_num_blocks, kv_indices, special_k, special_v, q_block_size, kv_block_size)
-    return _fp8_op(*call)
+    return _with_lse(*_fp8_op(*call), lse)
+
+
+def _with_lse(out: Tensor, found: Tensor, lse: Tensor | None) -> Tensor:
+    """The output; its log-sum-exp, which the kernels have to base 2, goes to `lse`."""
+    if lse is not None:
+        lse.copy_(found * math.log(2))
+    return out
 
 
 def _call(
@@ -160,7 +170,7 @@ def _forward_op(
 @torch.library.custom_op(
     add_op_namespace_prefix("block_sparse_attention_fp8"),
     mutates_args=(),
-    schema=f"({_INPUTS}) -> Tensor",
+    schema=f"({_INPUTS}) -> (Tensor, Tensor)",
 )
 def _fp8_op(
     q: Tensor,
@@ -172,8 +182,8 @@ def _fp8_op(
     special_v: Tensor | None,
     q_block_size: int,
     kv_block_size: int,
-) -> Tensor:
-    """Output [B, H, N, D] of products of queries and keys in e4m3."""
+) -> tuple[Tensor, Tensor]:
+    """As `_forward_op`, of products of queries and keys in e4m3."""
     from .triton_forward import forward
     from .triton_fp8 import e4m3_operands
 
@@ -182,12 +192,7 @@ def _fp8_op(
     tile = choose_tile("forward_fp8", v.device, v.dtype, v.shape[3], *sizes)
     with torch.cuda.device_of(q):
         q, k, special_k, scales = e4m3_operands(q, k, special_k)
-        return forward(q, k, v, *lists, special_k, special_v, *sizes, tile, scales)[0]
-
-
-@_fp8_op.register_fake
-def _(q: Tensor, *others: object) -> Tensor:
-    return torch.empty_like(q)
+        return forward(q, k, v, *lists, special_k, special_v, *sizes, tile, scales)
 
 
 def _check_indices(kv_num_blocks: Tensor, kv_indices: Tensor, kv_blocks: int) -> None:
@@ -198,6 +203,7 @@ def _check_indices(kv_num_blocks: Tensor, kv_indices: Tensor, kv_blocks: int) ->
     checked_lengths(counts.sort(descending=True).values, indices.masked_fill(~listed, 0), listed, kv_blocks)
 
 
+@_fp8_op.register_fake
 @_forward_op.register_fake
 def _(q: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)

@@ -34,6 +34,7 @@ def dense_mask_attention(
     special_v: Tensor | None = None,
     q_block_size: int = 128,
     kv_block_size: int = 64,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """The definition: ordinary attention with a mask. Needs [B, H, N, Ns + N] scores; for tests.
 
@@ -48,8 +49,10 @@ def dense_mask_attention(
     if special_k is not None and special_v is not None:
         k, v = torch.cat([special_k, k], dim=2), torch.cat([special_v, v], dim=2)
         visible = F.pad(visible, (special_k.shape[2], 0), value=True)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    return scores.masked_fill(~visible, -math.inf).softmax(dim=-1) @ v
+    scores = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(~visible, -math.inf)
+    if lse is not None:
+        lse.copy_(scores.detach().logsumexp(-1))
+    return scores.softmax(dim=-1) @ v
 
 
 def e4m3_operands(
@@ -94,6 +97,7 @@ def gathered_attention(
     special_v: Tensor | None = None,
     q_block_size: int = 128,
     kv_block_size: int = 64,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """The same in plain PyTorch at the cost of the listed blocks; memory is linear in N.
 
@@ -115,6 +119,7 @@ def gathered_attention(
     order = counts.argsort(descending=True, stable=True)
     lengths = checked_lengths(counts[order], indices, listed, kv_blocks)
     outputs: list[Tensor] = []
+    sums: list[Tensor] = []
     for start, stop in _chunks(lengths, q_block_size, kv_block_size, num_special):
         rows = order[start:stop]
         width = lengths[start]
@@ -123,15 +128,25 @@ def gathered_attention(
         shown = listed[rows, :width, None] & (blocks[..., None] * kv_block_size + offsets < tokens)
         shown = F.pad(shown.flatten(1), (num_special, 0), value=True)
         blocks = blocks + kv_blocks * head[:, None]
+        queries, keys = q_rows.index_select(0, rows), _gather(k_blocks, blocks, special_k, head)
         out = F.scaled_dot_product_attention(
-            q_rows.index_select(0, rows)[:, None],  # four dimensions, as the fused CPU path wants
-            _gather(k_blocks, blocks, special_k, head)[:, None],
+            queries[:, None],  # four dimensions, as the fused CPU path wants
+            keys[:, None],
             _gather(v_blocks, blocks, special_v, head)[:, None],
             attn_mask=shown[:, None, None],
         )
         outputs.append(out[:, 0])
-    merged = torch.cat(outputs).index_select(0, order.argsort())
-    return merged.view(batch, heads, -1, dim)[:, :, :tokens]
+        if lse is not None:
+            scores = (queries @ keys.mT).detach().to(lse.dtype) / math.sqrt(dim)
+            sums.append(scores.masked_fill(~shown[:, None], -math.inf).logsumexp(-1, keepdim=True))
+
+    def merged(parts: list[Tensor]) -> Tensor:
+        rows = torch.cat(parts).index_select(0, order.argsort())
+        return rows.view(batch, heads, -1, rows.shape[-1])[:, :, :tokens]
+
+    if lse is not None:
+        lse.copy_(merged(sums)[..., 0])
+    return merged(outputs)
 
 
 def _cut(x: Tensor, block: int) -> Tensor:
