@@ -216,12 +216,16 @@ def one_thread() -> Iterator[None]:
 
 
 def load_open3d() -> Any:
-    """The module; ImportError names the extra to install."""
+    """The module; ImportError names the extra to install, or the library that Open3D lacks."""
     try:
         import open3d
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError(
             'aligning point clouds needs Open3D; pip install "hess-plugin[calibration]". '
             "Known depth (truth='depth') can be aligned without it: icp=False, --no-icp."
+        ) from error
+    except (ImportError, OSError) as error:  # such as libusb-1.0 for Open3D 0.20 on a slim image
+        raise ImportError(
+            f"Open3D is installed but does not load: {error}; install the system's package of that library."
         ) from error
     return open3d

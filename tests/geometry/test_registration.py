@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,4 +151,12 @@ for _ in range(2):
 def test_missing_open3d_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open3d", None)
     with pytest.raises(ImportError, match=r'needs Open3D; pip install "hess-plugin\[calibration\]"'):
+        align_by_features(TARGET, TARGET)
+
+
+def test_library_that_open3d_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "open3d.py").write_text("raise ImportError('libusb-1.0.so.0: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "open3d", raising=False)
+    with pytest.raises(ImportError, match=r"not load: libusb-1\.0\.so\.0: cannot open; install the system's"):
         align_by_features(TARGET, TARGET)
