@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -87,11 +88,13 @@ def _align_normalised(source: tuple[Tensor, Tensor], target: tuple[Tensor, Tenso
         except AlignmentError as error:
             failure = error
             continue
-        if found.fitness >= max(MIN_FITNESS, MIN_PAIRS / len(matched[0])):
+        pairs = len(matched[0])
+        agreeing, needed = round(found.fitness * pairs), max(MIN_PAIRS, math.ceil(MIN_FITNESS * pairs))
+        if agreeing >= needed:
             return found
         failure = AlignmentError(
-            f"{found.fitness:.0%} of {len(matched[0])} matched features agree on one alignment, but "
-            f"{MIN_FITNESS:.0%} and {MIN_PAIRS} must; do both clouds show the same scene?"
+            f"{agreeing} of {pairs} matched features agree on one alignment, but at least {needed} must; do "
+            "both clouds show the same scene?"
         )
     raise failure
 

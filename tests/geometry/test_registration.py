@@ -61,6 +61,11 @@ class TestFeatures:
             (TARGET, torch.arange(99.0)[:, None] * torch.ones(3), "target points lie on one line"),
             (torch.ones(99, 3), TARGET, "source points lie on one line or in one place"),
             (torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)), TARGET, "features agree"),
+            (
+                torch.rand(5000, 3, generator=torch.Generator().manual_seed(0)),
+                TARGET,
+                r"\d of \d\d matched features agree on one alignment, but at least 12 must",
+            ),
         ],
     )
     def test_refused(self, source: torch.Tensor, target: torch.Tensor, message: str) -> None:
