@@ -46,7 +46,7 @@ def load_model(name: str, device: str, hess: Any = None, model_class: str | type
     given = {} if hess is None else {"hess": hess}
     if isinstance(model_class, str):
         model_class = _import_class(model_class)
-    with input_errors(*kinds), memory_errors(device), _quiet_transformers():
+    with input_errors(*kinds, prefix=f"cannot load {name}: "), memory_errors(device), _quiet_transformers():
         model = _load(model_class or _native_class(name), name, **given)
     prefix = f"cannot use the device {device!r}: "
     with input_errors(RuntimeError, AssertionError, prefix=prefix), memory_errors(device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -87,11 +88,13 @@ def _align_normalised(source: tuple[Tensor, Tensor], target: tuple[Tensor, Tenso
         except AlignmentError as error:
             failure = error
             continue
-        if found.fitness >= max(MIN_FITNESS, MIN_PAIRS / len(matched[0])):
+        pairs = len(matched[0])
+        agreeing, needed = round(found.fitness * pairs), max(MIN_PAIRS, math.ceil(MIN_FITNESS * pairs))
+        if agreeing >= needed:
             return found
         failure = AlignmentError(
-            f"{found.fitness:.0%} of {len(matched[0])} matched features agree on one alignment, but "
-            f"{MIN_FITNESS:.0%} and {MIN_PAIRS} must; do both clouds show the same scene?"
+            f"{agreeing} of {pairs} matched features agree on one alignment, but at least {needed} must; do "
+            "both clouds show the same scene?"
         )
     raise failure
 
@@ -216,12 +219,16 @@ def one_thread() -> Iterator[None]:
 
 
 def load_open3d() -> Any:
-    """The module; ImportError names the extra to install."""
+    """The module; ImportError names the extra to install, or the library that Open3D lacks."""
     try:
         import open3d
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError(
             'aligning point clouds needs Open3D; pip install "hess-plugin[calibration]". '
             "Known depth (truth='depth') can be aligned without it: icp=False, --no-icp."
+        ) from error
+    except (ImportError, OSError) as error:  # such as libusb-1.0 for Open3D 0.20 on a slim image
+        raise ImportError(
+            f"Open3D is installed but does not load: {error}; install the system's package of that library."
         ) from error
     return open3d

@@ -83,6 +83,14 @@ class TestModels:
         assert main(calibrate(model, tmp_path / "scores", "--dataset", "synthetic")) == 2
         assert "is no VggtModel checkpoint: it lacks" in capsys.readouterr().err
 
+    def test_cut_off_checkpoint_is_named(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        weights = model / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-8])
+        assert main(calibrate(model, tmp_path / "scores", "--dataset", "synthetic")) == 2
+        assert f"hess calibrate: cannot load {model}: " in capsys.readouterr().err
+
     def test_checkpoint_of_something_else(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         save_file({"bert.weight": torch.ones(1)}, tmp_path / "model.safetensors")
         assert main(calibrate(tmp_path, tmp_path / "scores", "--dataset", "synthetic")) == 2
@@ -105,7 +113,7 @@ class TestModels:
         with monkeypatch.context() as offline:
             offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
             assert main(calibrate(*arguments)) == 2
-        assert "couldn't connect to" in capsys.readouterr().err
+        assert "cannot load org/empty: We couldn't connect to" in capsys.readouterr().err
         assert main(calibrate(*arguments)) == 2
         assert "it has no safetensors; name the class" in capsys.readouterr().err
 

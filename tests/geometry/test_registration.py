@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,11 @@ class TestFeatures:
             (TARGET, torch.arange(99.0)[:, None] * torch.ones(3), "target points lie on one line"),
             (torch.ones(99, 3), TARGET, "source points lie on one line or in one place"),
             (torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)), TARGET, "features agree"),
+            (
+                torch.rand(5000, 3, generator=torch.Generator().manual_seed(0)),
+                TARGET,
+                r"\d of \d\d matched features agree on one alignment, but at least 12 must",
+            ),
         ],
     )
     def test_refused(self, source: torch.Tensor, target: torch.Tensor, message: str) -> None:
@@ -150,4 +156,12 @@ for _ in range(2):
 def test_missing_open3d_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open3d", None)
     with pytest.raises(ImportError, match=r'needs Open3D; pip install "hess-plugin\[calibration\]"'):
+        align_by_features(TARGET, TARGET)
+
+
+def test_library_that_open3d_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "open3d.py").write_text("raise ImportError('libusb-1.0.so.0: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "open3d", raising=False)
+    with pytest.raises(ImportError, match=r"not load: libusb-1\.0\.so\.0: cannot open; install the system's"):
         align_by_features(TARGET, TARGET)
