@@ -11,9 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry.cameras import invert_rigid
+from ..geometry.cameras import camera_centers, invert_rigid
 from ..geometry.similarity import Similarity
 
 PYRAMID_FACES = [(0, 2, 1), (0, 3, 2), (0, 4, 3), (0, 1, 4), (1, 2, 3), (1, 3, 4)]  # corners of `frustums`
@@ -26,6 +27,11 @@ class PointCloud:
 
     points: Tensor  # [N, 3] float32
     colors: Tensor  # [N, 3] float32 in [0, 1]
+    normals: Tensor  # [N, 3] float32 unit vectors, on the side that was photographed
+
+    def seen_from(self, eye: Tensor) -> Tensor:
+        """Whether each point shows that side [N] bool to an eye [3]: walls in front of a room do not."""
+        return ((eye.to(self.points) - self.points) * self.normals).sum(dim=-1) > 0
 
 
 def clean_mask(
@@ -60,9 +66,25 @@ def _quantile(values: Tensor, share: float) -> Tensor:
     return flat.kthvalue(min(int(share * len(flat)) + 1, len(flat))).values
 
 
-def colored_cloud(images: Tensor, points: Tensor, mask: Tensor) -> PointCloud:
+def colored_cloud(images: Tensor, points: Tensor, mask: Tensor, extrinsics: Tensor) -> PointCloud:
     """The points [V, height, width, 3] where mask, coloured by the photos [V, 3, height, width] in [0, 1]."""
-    return PointCloud(points[mask].float(), images.permute(0, 2, 3, 1)[mask].float())
+    normals = surface_normals(points, camera_centers(extrinsics))
+    return PointCloud(points[mask].float(), images.permute(0, 2, 3, 1)[mask].float(), normals[mask])
+
+
+def surface_normals(points: Tensor, centers: Tensor) -> Tensor:
+    """Unit normals [V, height, width, 3] float32 of point maps, on the side of their cameras [V, 3].
+
+    By differences between neighbours; where there are none, or they are not finite, towards the camera.
+    """
+    toward = F.normalize((centers[:, None, None] - points).float(), dim=-1).nan_to_num()
+    if min(points.shape[1:3]) < 2:
+        return toward
+    down, right = torch.gradient(points.float(), dim=(1, 2))
+    normals = F.normalize(torch.linalg.cross(down, right), dim=-1)
+    flat = normals.isfinite().all(dim=-1, keepdim=True) & (normals != 0).any(dim=-1, keepdim=True)
+    normals = torch.where(flat, normals, toward)
+    return torch.where((normals * toward).sum(dim=-1, keepdim=True) < 0, -normals, normals)
 
 
 def move_cameras(extrinsics: Tensor, similarity: Similarity) -> Tensor:

@@ -35,17 +35,17 @@ class Viewpoint:
 
 
 def overview(points: Tensor, extrinsics: Tensor, elevation: float = 40.0, aspect: float = 1.25) -> Viewpoint:
-    """Behind and above the first camera, looking at the middle of the points, all cameras in the window.
+    """Behind and above the first camera, looking at the middle of the scene, all cameras in the window.
 
     Args:
         points: [N, 3] points of the scene.
         extrinsics: [V, 3, 4] its cameras; the mean of their -y axes is taken as up.
-        elevation: degrees above the horizontal plane through the middle of the points.
+        elevation: degrees above the horizontal plane through the middle of the scene.
         aspect: width over height of the window.
     """
     up = F.normalize(-extrinsics[:, 1, :3].mean(dim=0), dim=0)
     centers = camera_centers(extrinsics)
-    target = points.median(dim=0).values
+    target = scene_middle(points, extrinsics)
     radius = (points - target).norm(dim=-1).quantile(0.9) if len(points) < 2**24 else points.std() * 2
     back = centers[0] - target
     back = F.normalize(back - (back @ up) * up, dim=0)
@@ -58,6 +58,11 @@ def overview(points: Tensor, extrinsics: Tensor, elevation: float = 40.0, aspect
     low = torch.minimum(cameras.amin(dim=0), cloud.quantile(0.02, dim=0))
     high = torch.maximum(cameras.amax(dim=0), cloud.quantile(0.98, dim=0))
     return Viewpoint(viewpoint.extrinsics, _window(low, high, aspect))
+
+
+def scene_middle(points: Tensor, extrinsics: Tensor) -> Tensor:
+    """Between the middles of the points [N, 3] and of the cameras [V, 3, 4], which room walls do not pull."""
+    return (points.median(dim=0).values + camera_centers(extrinsics).median(dim=0).values) / 2
 
 
 def look_at(position: Tensor, target: Tensor, up: Tensor) -> Viewpoint:
@@ -82,6 +87,8 @@ def draw_cloud(
 ) -> None:
     """Draw the points far to near, and the viewing pyramids [V, 5, 3] as lines on top of them.
 
+    Surfaces that turn their backs are left out, so that one looks into a room and not at its ceiling.
+
     Args:
         size: diameter in typographic points of a dot at the median depth; nearer ones are larger.
     """
@@ -90,7 +97,14 @@ def draw_cloud(
     place, depth = viewpoint.project(cloud.points)
     left, right, bottom, top = viewpoint.window
     x, y = place.unbind(-1)
-    seen = (depth > 1e-3) & (x > left) & (x < right) & (y > top) & (y < bottom)
+    seen = (
+        cloud.seen_from(camera_centers(viewpoint.extrinsics))
+        & (depth > 1e-3)
+        & (x > left)
+        & (x < right)
+        & (y > top)
+        & (y < bottom)
+    )
     order = depth[seen].argsort(descending=True)[:: len(depth) // MAX_DRAWN + 1]
     place, depth = place[seen][order], depth[seen][order]
     bare(axes)

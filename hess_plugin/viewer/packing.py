@@ -17,6 +17,7 @@ from ..geometry.clouds import distances
 from ..plots import overview
 from ..plots.contact_sheet import depth_range
 from ..plots.point_cloud import PointCloud
+from ..plots.render import scene_middle
 from .results import DENSE_COLUMNS, GROUND_TRUTH_COLUMNS, NAMES, RUN_COLUMNS, TRUTH, SceneResult
 
 MAX_VIEWS = 16  # pictures of a scene, evenly spaced
@@ -37,7 +38,7 @@ def pack_scene(result: SceneResult, max_points: int, seed: int = 0) -> dict[str,
     reference, images = result.reference, result.scene.images
     known = reference.points[reference.mask]
     eye = camera_centers(overview(known, reference.extrinsics).extrinsics)
-    middle = known.median(dim=0).values
+    middle = scene_middle(known, reference.extrinsics)
     views = torch.linspace(0, len(images) - 1, min(MAX_VIEWS, len(images))).round().long().tolist()
     depth_ends = depth_range(result.placed[result.shown[0]].depth)
     columns = []
@@ -87,8 +88,9 @@ def _pack_cloud(
 ) -> dict[str, Any]:
     """Points drawn by seed, and the distance of each to the nearest point of the reference.
 
-    Coordinates are uint16 over the cloud's box, colours uint8. Errors are uint16 over one unit; farther ones
-    are cut, those of pixels of which the reference knows nothing count as 0 and are not `judged`.
+    Coordinates are uint16 over the cloud's box, colours uint8, normals int8 in 1/127. Errors are uint16 over
+    one unit; farther ones are cut, those of pixels of which the reference knows nothing count as 0 and are
+    not `judged`.
     """
     near = (cloud.points - middle).norm(dim=-1) < FARTHEST * unit
     order = torch.randperm(len(near), generator=torch.Generator().manual_seed(seed))
@@ -108,6 +110,7 @@ def _pack_cloud(
         "positions": _base64(_uint16((points - low) / extent)),
         "colors": _base64(_bytes(cloud.colors[index])),
         "errors": _base64(_uint16(errors)),
+        "normals": _base64((127 * cloud.normals[index]).round().to(torch.int8).cpu().numpy()),
     }
 
 

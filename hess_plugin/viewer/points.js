@@ -2,11 +2,12 @@
 // Point clouds and camera pyramids side by side on one WebGL 2 canvas, all seen from one orbiting camera.
 
 const POINT_SHADER = `#version 300 es
-in vec3 position; in vec3 color; in float error;
-uniform mat4 matrix; uniform vec3 low, extent; uniform float size, threshold;
+in vec3 position; in vec3 color; in float error; in vec3 normal;
+uniform mat4 matrix; uniform vec3 low, extent, eye; uniform float size, threshold;
 out vec3 shade;
 void main() {
-  gl_Position = matrix * vec4(low + extent * position, 1.0);
+  vec3 point = low + extent * position;
+  gl_Position = dot(eye - point, normal) < 0.0 ? vec4(2.0, 2.0, 2.0, 1.0) : matrix * vec4(point, 1.0); // backs are not drawn
   gl_PointSize = clamp(size / gl_Position.w, 1.0, 48.0);
   shade = error > threshold ? vec3(0.0, 0.784, 0.325) : color;
 }`;
@@ -22,7 +23,7 @@ void main() { pixel = shade; }`;
 
 const EDGES = [[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]]; // of a pyramid of five corners
 const OWN_CAMERAS = [0.839, 0.153, 0.157, 1], REFERENCE_CAMERAS = [0.55, 0.58, 0.63, 1];
-const FIELD_OF_VIEW = 0.84, POINT_SIZE = 0.011, CLOSER = 0.75; // radians; share of the scene's unit; than the eye given
+const FIELD_OF_VIEW = 0.84, POINT_SIZE = 0.014, CLOSER = 0.5; // radians; share of the scene's unit; than the eye given
 
 const add = (a, b, s = 1) => a.map((x, i) => x + s * b[i]);
 const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
@@ -54,6 +55,7 @@ class Orbit { // the one camera: around a target, upright
     const right = unit(cross(this.up, backward));
     return [right, cross(backward, right), backward];
   }
+  eye() { return add(this.target, this.axes()[2], this.distance); }
   turn(dx, dy) {
     this.yaw -= dx;
     this.pitch = Math.max(-1.55, Math.min(1.55, this.pitch + dy));
@@ -64,7 +66,7 @@ class Orbit { // the one camera: around a target, upright
   }
   zoom(factor) { this.distance = Math.max(0.02 * this.length, Math.min(60 * this.length, this.distance * factor)); }
   matrix(aspect) { // world to clip space, by columns
-    const axes = this.axes(), eye = add(this.target, axes[2], this.distance);
+    const axes = this.axes(), eye = this.eye();
     const focal = 1 / Math.tan(FIELD_OF_VIEW / 2), near = 0.01 * this.length, far = 120 * this.length;
     const fx = aspect < 1 ? focal : focal / aspect, fy = aspect < 1 ? focal * aspect : focal;
     const a = (far + near) / (near - far), b = (2 * far * near) / (near - far);
@@ -102,7 +104,7 @@ class Viewer {
       gl.compileShader(shader);
       gl.attachShader(program, shader);
     });
-    ["position", "color", "error"].forEach((name, index) => gl.bindAttribLocation(program, index, name));
+    ["position", "color", "error", "normal"].forEach((name, index) => gl.bindAttribLocation(program, index, name));
     gl.linkProgram(program);
     if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) throw new Error(gl.getProgramInfoLog(program));
     return program;
@@ -131,6 +133,7 @@ class Viewer {
     attribute(0, bytesOf(column.positions), 3, gl.UNSIGNED_SHORT);
     attribute(1, bytesOf(column.colors), 3, gl.UNSIGNED_BYTE);
     attribute(2, bytesOf(column.errors), 1, gl.UNSIGNED_SHORT);
+    attribute(3, bytesOf(column.normals), 3, gl.BYTE);
     const corners = column.pyramids, ends = [];
     for (let first = 0; first < corners.length; first += 15)
       for (const edge of EDGES) for (const corner of edge) ends.push(...corners.slice(first + 3 * corner, first + 3 * corner + 3));
@@ -165,6 +168,7 @@ class Viewer {
     gl.uniformMatrix4fv(place("matrix"), false, matrix);
     gl.uniform3fv(place("low"), column.low);
     gl.uniform3fv(place("extent"), column.extent);
+    gl.uniform3fv(place("eye"), this.orbit.eye());
     gl.uniform1f(place("threshold"), this.options.threshold);
     gl.uniform1f(place("size"), POINT_SIZE * this.options.size * this.scene.unit * pixels);
     gl.bindVertexArray(arrays[0]);

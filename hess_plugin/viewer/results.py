@@ -97,14 +97,14 @@ def place(result: SceneResult, method: str) -> Placed:
         depth, extrinsics, intrinsics = reference.depth, reference.extrinsics, reference.intrinsics
         depth = torch.where(reference.mask, depth, torch.nan)
         keep = reference.mask
-        cloud = colored_cloud(images, reference.points, keep)
+        cloud = colored_cloud(images, reference.points, keep, extrinsics)
     else:
         prediction = result.predictions[method]
         similarity = align(prediction, reference)
         keep = clean_mask(prediction.depth, prediction.confidence)
         keep &= prediction.points.isfinite().all(dim=-1)
-        cloud = colored_cloud(images, similarity.apply(prediction.points), keep)
         extrinsics, intrinsics = move_cameras(prediction.extrinsics, similarity), prediction.intrinsics
+        cloud = colored_cloud(images, similarity.apply(prediction.points), keep, extrinsics)
         depth = prediction.depth * similarity.scale.float()
     size = (images.shape[-2], images.shape[-1])
     pyramids = frustums(extrinsics, intrinsics, size, FRUSTUM_LENGTH * reference.unit)

@@ -32,8 +32,8 @@ from hess_plugin.plots import (
     tradeoff_figure,
 )
 from hess_plugin.plots.figure import new_figure, png, save, svg
-from hess_plugin.plots.point_cloud import move_cameras, write_cloud, write_frustums
-from hess_plugin.plots.render import look_at
+from hess_plugin.plots.point_cloud import move_cameras, surface_normals, write_cloud, write_frustums
+from hess_plugin.plots.render import look_at, scene_middle
 
 
 def _pixels(figure) -> np.ndarray:  # type: ignore[no-untyped-def]
@@ -107,12 +107,12 @@ class TestClouds:
         images, points = torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5, 3)
         mask = torch.zeros(2, 4, 5, dtype=torch.bool)
         mask[1, 2, 3] = True
-        cloud = colored_cloud(images, points, mask)
+        cloud = colored_cloud(images, points, mask, torch.eye(3, 4).expand(2, 3, 4))
         assert torch.equal(cloud.points, points[1, 2, 3][None])
         assert torch.equal(cloud.colors, images[1, :, 2, 3][None])
 
     def test_cloud_survives_its_file(self, tmp_path: Path) -> None:
-        cloud = PointCloud(torch.randn(7, 3), torch.rand(7, 3))
+        cloud = PointCloud(torch.randn(7, 3), torch.rand(7, 3), torch.randn(7, 3))
         loaded = trimesh.load(write_cloud(tmp_path / "cloud.ply", cloud))
         np.testing.assert_allclose(loaded.vertices, cloud.points, atol=1e-6)
         np.testing.assert_allclose(loaded.colors[:, :3] / 255, cloud.colors, atol=0.5 / 255 + 1e-6)
@@ -147,6 +147,25 @@ class TestClouds:
         torch.testing.assert_close(after, 2.5 * before, atol=1e-4, rtol=1e-4)
 
 
+class TestNormals:
+    def test_of_a_plane(self) -> None:
+        """Of z = 0.5 x + 4 before a camera at the origin; far pixels that are not finite spoil no others."""
+        v, u = torch.meshgrid(torch.linspace(-1, 1, 7), torch.linspace(-1, 1, 9), indexing="ij")
+        rays = torch.stack([u, v, torch.ones_like(u)], -1)
+        points = (4 / (1 - 0.5 * u))[..., None] * rays
+        points[0, 0] = torch.nan
+        for camera in (torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 9.0]])):
+            normals = surface_normals(points[None], camera)[0, 1:, 1:]
+            expected = torch.tensor([0.5, 0.0, -1.0]) / 1.25**0.5 * (1 if camera[0, 2] == 0 else -1)
+            torch.testing.assert_close(normals[1:, 1:], expected.expand(5, 7, 3), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 2)])
+    def test_where_neighbours_say_nothing(self, size: tuple[int, int]) -> None:
+        points = torch.tensor([0.0, 0.0, 2.0]).expand(1, *size, 3)
+        toward = torch.tensor([0.0, 0.0, -1.0]).expand(1, *size, 3)
+        torch.testing.assert_close(surface_normals(points, torch.zeros(1, 3)), toward)
+
+
 class TestViewpoint:
     def test_look_at(self) -> None:
         target, up = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 0.0, 1.0])
@@ -168,7 +187,7 @@ class TestViewpoint:
         assert ((place[:, 0] > left) & (place[:, 0] < right)).all()
         assert ((place[:, 1] > top) & (place[:, 1] < bottom)).all()
         assert (right - left) / (bottom - top) == pytest.approx(1.5, rel=1e-4)
-        eye, middle = camera_centers(view.extrinsics), points.median(dim=0).values
+        eye, middle = camera_centers(view.extrinsics), scene_middle(points, scene.extrinsics)
         assert eye[2] > centers[0, 2]  # synthetic worlds have z up
         assert (eye - middle) @ (centers[0] - middle) > 0
         assert (eye - middle).norm() > (centers[0] - middle).norm()
@@ -181,15 +200,26 @@ class TestViewpoint:
             colors = torch.stack([red, blue]) if points is line else torch.stack([blue, red])
             figure = new_figure(1, 1)
             no_cameras = torch.empty(0, 5, 3)
-            draw_cloud(figure.add_axes((0, 0, 1, 1)), PointCloud(points, colors), no_cameras, view, size=10)
+            cloud = PointCloud(points, colors, torch.tensor([[0.0, -1.0, 0.0]]).expand(2, 3))
+            draw_cloud(figure.add_axes((0, 0, 1, 1)), cloud, no_cameras, view, size=10)
             assert _pixels(figure)[50, 50].tolist() == [255, 0, 0]
+
+    def test_backs_are_not_drawn(self) -> None:
+        """A red wall seen from its back does not hide the blue one behind it."""
+        view = look_at(torch.tensor([0.0, -5.0, 0.0]), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
+        points = torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+        cloud = PointCloud(points, torch.eye(3)[[0, 2]], torch.tensor([[0.0, 1.0, 0.0], [0.6, -0.8, 0.0]]))
+        assert cloud.seen_from(torch.tensor([0.0, -5.0, 0.0])).tolist() == [False, True]
+        figure = new_figure(1, 1)
+        draw_cloud(figure.add_axes((0, 0, 1, 1)), cloud, torch.empty(0, 5, 3), view, size=10)
+        assert _pixels(figure)[50, 50].tolist() == [0, 0, 255]
 
     def test_empty_cloud_still_shows_cameras(self) -> None:
         scene = synthetic_scene(5, 3, image_size=16)
         view = overview(scene.world_points[scene.mask], scene.extrinsics)
         figure = new_figure(2, 2)
         pyramids = frustums(scene.extrinsics, scene.intrinsics, (16, 16), 0.5)
-        nothing = PointCloud(torch.empty(0, 3), torch.empty(0, 3))
+        nothing = PointCloud(*[torch.empty(0, 3)] * 3)
         draw_cloud(figure.add_axes((0, 0, 1, 1)), nothing, pyramids, view)
         assert (_pixels(figure).min(axis=2) < 200).any()
 
@@ -216,7 +246,7 @@ class TestHeatmap:
 def _block(num_views: int, size: tuple[int, int]) -> SheetBlock:
     scene = synthetic_scene(3, num_views, image_size=size)
     pyramids = frustums(scene.extrinsics, scene.intrinsics, size, 0.4)
-    cloud = colored_cloud(scene.images, scene.world_points, scene.mask)
+    cloud = colored_cloud(scene.images, scene.world_points, scene.mask, scene.extrinsics)
     depth = torch.where(scene.mask, scene.depth, torch.nan)
     columns = [SheetColumn(title, "a number", depth, cloud, pyramids) for title in ("Dense", "HeSS")]
     view = overview(scene.world_points[scene.mask], scene.extrinsics)
@@ -258,7 +288,7 @@ def _cloud_of(block: SheetBlock):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(("module", "call"), [
     ("matplotlib", "from hess_plugin.plots.figure import new_figure; new_figure(1, 1)"),
     ("trimesh", "from hess_plugin.plots.point_cloud import write_cloud as w, PointCloud as P; "
-                "import torch; w('x.ply', P(torch.zeros(1, 3), torch.zeros(1, 3)))"),
+                "import torch; w('x.ply', P(*[torch.zeros(1, 3)] * 3))"),
 ])  # fmt: skip
 def test_missing_extra_is_named(module: str, call: str) -> None:
     """Importing the package works without the extra; using it says what to install."""
