@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -79,12 +80,18 @@ MODEL_ATTRIBUTES = {"aggregator", "camera_head", "decoder", "depth_head", "frame
 MODEL_ATTRIBUTES |= {"info_sharing", "inter_frame_blocks", "self_attention_blocks"}
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Dotted name below the package and syntax tree of every module but the package's own `__init__`."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        if name != "__init__":
-            yield name, ast.parse(path.read_text(encoding="utf-8"))
+@functools.cache
+def modules() -> dict[str, ast.Module]:
+    """Syntax trees by dotted name below the package, of every module but the package's own `__init__`."""
+    names = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+    return {
+        name: ast.parse(path.read_text(encoding="utf-8"))
+        for name, path in names.items()
+        if name != "__init__"
+    }
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -120,18 +127,18 @@ def run(code: str) -> str:
 
 class TestDirections:
     def test_table_covers_the_package_and_has_no_circle(self):
-        assert {name.split(".")[0] for name, _ in modules()} == set(MAY_IMPORT), (
+        assert {name.split(".")[0] for name in modules()} == set(MAY_IMPORT), (
             "place every unit in MAY_IMPORT"
         )
         order = list(MAY_IMPORT)
         assert all(order.index(low) < order.index(unit) for unit in order for low in MAY_IMPORT[unit].split())
         graphlib.TopologicalSorter({unit: below.split() for unit, below in MAY_IMPORT.items()}).prepare()
 
-    @pytest.mark.parametrize("name", list(dict(modules())))
+    @pytest.mark.parametrize("name", list(modules()))
     def test_imports_go_down(self, name):
         unit = name.split(".")[0]
         allowed = METRICS.get(name, {unit, *MAY_IMPORT.get(unit, "").split()}) | UPWARD.get(name, set())
-        assert imported_units(name, dict(modules())[name]) <= allowed
+        assert imported_units(name, modules()[name]) <= allowed
 
     def test_the_test_sees_imports(self):
         """A rule that nothing could break would hold, too."""
@@ -144,13 +151,13 @@ class TestDirections:
 
     def test_upward_imports_wait_for_the_call(self):
         for name, units in UPWARD.items():
-            at_import = [node for node in dict(modules())[name].body if isinstance(node, ast.ImportFrom)]
+            at_import = [node for node in modules()[name].body if isinstance(node, ast.ImportFrom)]
             assert not imported_units(name, ast.Module(at_import, [])) & units
 
     def test_two_modules_open_the_network(self):
         found = {
             name
-            for name, tree in modules()
+            for name, tree in modules().items()
             for _, imported in imports(tree)
             if imported.split(".")[0] in NETWORK and imported not in OFFLINE
         }
@@ -159,7 +166,7 @@ class TestDirections:
     def test_only_backbones_know_model_attributes(self):
         found = {
             (name, node.attr)
-            for name, tree in modules()
+            for name, tree in modules().items()
             if name.split(".")[0] not in ("backbones", "models")
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and node.attr in MODEL_ATTRIBUTES
@@ -192,7 +199,7 @@ class TestImporting:
 
     def test_no_module_imports_optional_packages_or_patches_a_library(self):
         """Every module in turn, except `auto`, whose purpose it is to hook imports."""
-        names = [f"hess_plugin.{name}" for name, _ in modules() if name not in ("auto", "__main__")]
+        names = [f"hess_plugin.{name}" for name in modules() if name not in ("auto", "__main__")]
         code = f"""
 import importlib, sys
 import accelerate, huggingface_hub, torch, torch.nn.functional, transformers
