@@ -127,9 +127,7 @@ def run(code: str) -> str:
 
 class TestDirections:
     def test_table_covers_the_package_and_has_no_circle(self):
-        assert {name.split(".")[0] for name in modules()} == set(MAY_IMPORT), (
-            "place every unit in MAY_IMPORT"
-        )
+        assert {name.split(".")[0] for name in modules()} == set(MAY_IMPORT), "place every unit in MAY_IMPORT"
         order = list(MAY_IMPORT)
         assert all(order.index(low) < order.index(unit) for unit in order for low in MAY_IMPORT[unit].split())
         graphlib.TopologicalSorter({unit: below.split() for unit, below in MAY_IMPORT.items()}).prepare()
