@@ -217,6 +217,7 @@ def test_opcheck_and_one_graph() -> None:
 BAD = [
     ({"backend": "reference"}, {}, "qk_dtype='fp8' needs backend 'triton', got 'reference'"),
     ({"qk_dtype": "e5m2"}, {}, "qk_dtype must be one of same, fp8; got 'e5m2'"),
+    ({"lse": torch.empty(1, 1, 40, device=DEVICE)}, {}, "qk_dtype='fp8' gives no log-sum-exp"),
     ({}, {"dtype": torch.float32}, "needs bfloat16 or float16, got torch.float32"),
     ({}, {"dim": 16}, "needs a head dimension of 32, 64, 128, got 16"),
     ({}, {"requires_grad": True}, "needs no gradients, got inputs that require them"),

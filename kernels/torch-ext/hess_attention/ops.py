@@ -47,7 +47,10 @@ def triton_attention(
         ValueError: if the head dimension, a block size or the dtype is not supported.
     """
     call = _call(q, k, v, kv_num_blocks, kv_indices, special_k, special_v, q_block_size, kv_block_size)
-    return _with_lse(*_forward_op(*call), lse)
+    out, binary_lse = _forward_op(*call)
+    if lse is not None:
+        lse.copy_(binary_lse * math.log(2))
+    return out
 
 
 def fp8_attention(
@@ -68,18 +71,13 @@ def fp8_attention(
     Raises:
         ValueError: if something is not supported, which is more than there; see `block_sparse_attention`.
     """
+    if lse is not None:  # without the mean key, scores are not those of the queries and keys given
+        raise ValueError("qk_dtype='fp8' gives no log-sum-exp; call it without lse, or with qk_dtype='same'.")
     # The interpreter knows all types that GPUs know.
     capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
     check_fp8(capability, q, k, v, special_k, special_v)
     call = _call(q, k, v, kv_num_blocks, kv_indices, special_k, special_v, q_block_size, kv_block_size)
-    return _with_lse(*_fp8_op(*call), lse)
-
-
-def _with_lse(out: Tensor, found: Tensor, lse: Tensor | None) -> Tensor:
-    """The output; its log-sum-exp, which the kernels have to base 2, goes to `lse`."""
-    if lse is not None:
-        lse.copy_(found * math.log(2))
-    return out
+    return _fp8_op(*call)
 
 
 def _call(
@@ -170,7 +168,7 @@ def _forward_op(
 @torch.library.custom_op(
     add_op_namespace_prefix("block_sparse_attention_fp8"),
     mutates_args=(),
-    schema=f"({_INPUTS}) -> (Tensor, Tensor)",
+    schema=f"({_INPUTS}) -> Tensor",
 )
 def _fp8_op(
     q: Tensor,
@@ -182,8 +180,8 @@ def _fp8_op(
     special_v: Tensor | None,
     q_block_size: int,
     kv_block_size: int,
-) -> tuple[Tensor, Tensor]:
-    """As `_forward_op`, of products of queries and keys in e4m3."""
+) -> Tensor:
+    """Output [B, H, N, D] of products of queries and keys in e4m3."""
     from .triton_forward import forward
     from .triton_fp8 import e4m3_operands
 
@@ -192,7 +190,12 @@ def _fp8_op(
     tile = choose_tile("forward_fp8", v.device, v.dtype, v.shape[3], *sizes)
     with torch.cuda.device_of(q):
         q, k, special_k, scales = e4m3_operands(q, k, special_k)
-        return forward(q, k, v, *lists, special_k, special_v, *sizes, tile, scales)
+        return forward(q, k, v, *lists, special_k, special_v, *sizes, tile, scales)[0]
+
+
+@_fp8_op.register_fake
+def _(q: Tensor, *others: object) -> Tensor:
+    return torch.empty_like(q)
 
 
 def _check_indices(kv_num_blocks: Tensor, kv_indices: Tensor, kv_blocks: int) -> None:
@@ -203,7 +206,6 @@ def _check_indices(kv_num_blocks: Tensor, kv_indices: Tensor, kv_blocks: int) ->
     checked_lengths(counts.sort(descending=True).values, indices.masked_fill(~listed, 0), listed, kv_blocks)
 
 
-@_fp8_op.register_fake
 @_forward_op.register_fake
 def _(q: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
