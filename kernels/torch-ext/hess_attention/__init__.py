@@ -126,8 +126,8 @@ def block_sparse_attention(
             `reference.e4m3_operands`, and values are not. Faster and coarser; only by "triton", on GPUs since
             sm_90, for bfloat16 and float16, head dimensions of 32, 64 and 128, without gradients.
         lse: [B, H, N] float32 or float64, to be filled with the log-sum-exp of each query's scaled scores,
-            natural and without gradient: by it outputs over disjoint keys can be merged. Not by "flex", and not
-            with "fp8".
+            natural and without gradient: by it outputs over disjoint keys can be merged. Not by "flex" and
+            not with "fp8".
 
     Returns:
         [B, H, N, D], dtype of `q`.
