@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from hess_plugin.datasets.raycast import rotate
 from hess_plugin.geometry.cameras import quaternion_to_rotation
 
 SIDE, LEAVES = 128, 3000
@@ -54,10 +54,9 @@ def add_detail(images: Tensor, points: Tensor, known: Tensor, generator: torch.G
     """
     scenes, device = len(images), images.device
     size, strength = torch.rand(2, scenes, 1, 1, 1, 1, generator=generator, device=device)
-    turn = F.normalize(torch.randn(scenes, 4, generator=generator, device=device), dim=-1)
+    turn = torch.randn(scenes, 1, 1, 1, 4, generator=generator, device=device)
     shift = SIDE * torch.rand(scenes, 1, 1, 1, 3, generator=generator, device=device)
-    rotation = quaternion_to_rotation(turn)[:, None, None, None]
-    turned = (rotation * points[..., None, :]).sum(-1)  # no matrix product: it may round to TF32
+    turned = rotate(quaternion_to_rotation(turn), points)
     voxel = (turned / (FINEST * (COARSEST / FINEST) ** size) + shift).floor().long() % SIDE
     x, y, z = voxel.unbind(-1)
     detail = dead_leaves(device)[(x * SIDE + y) * SIDE + z].movedim(-1, 2)
