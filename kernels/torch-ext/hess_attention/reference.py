@@ -105,6 +105,7 @@ def gathered_attention(
     2. Order the rows by the length of their list and take them in chunks of similar length.
     3. Copy the listed key and value blocks of each row of a chunk side by side, the special ones in front.
     4. Attend, hiding entries past a row's count and keys past token N; put the rows back in order.
+    5. Where a log-sum-exp is asked for, compute the scores once more, which attention keeps to itself.
 
     Reads the counts on the host, so on a GPU it waits for the device once per call.
     """
@@ -137,7 +138,7 @@ def gathered_attention(
         )
         outputs.append(out[:, 0])
         if lse is not None:
-            scores = (queries @ keys.mT).detach().to(lse.dtype) / math.sqrt(dim)
+            scores = queries.detach().to(lse.dtype) @ keys.detach().mT.to(lse.dtype) / math.sqrt(dim)
             sums.append(scores.masked_fill(~shown[:, None], -math.inf).logsumexp(-1, keepdim=True))
 
     def merged(parts: list[Tensor]) -> Tensor:
