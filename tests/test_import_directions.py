@@ -83,15 +83,12 @@ MODEL_ATTRIBUTES |= {"info_sharing", "inter_frame_blocks", "self_attention_block
 @functools.cache
 def modules() -> dict[str, ast.Module]:
     """Syntax trees by dotted name below the package, of every module but the package's own `__init__`."""
-    names = {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in sorted(PACKAGE.rglob("*.py"))
-    }
-    return {
-        name: ast.parse(path.read_text(encoding="utf-8"))
-        for name, path in names.items()
-        if name != "__init__"
-    }
+    trees = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
+    del trees["__init__"]
+    return trees
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -43,7 +43,7 @@ class _TimedPlan:
             if group is None:
                 return
             yield group
-            del group  # a gigabyte of a million tokens, before the next one is made
+            del group  # half a gigabyte of a million tokens, before the next one is made
 
 
 class Stopwatch:

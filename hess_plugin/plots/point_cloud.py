@@ -67,7 +67,10 @@ def _quantile(values: Tensor, share: float) -> Tensor:
 
 
 def colored_cloud(images: Tensor, points: Tensor, mask: Tensor, extrinsics: Tensor) -> PointCloud:
-    """The points [V, height, width, 3] where mask, coloured by the photos [V, 3, height, width] in [0, 1]."""
+    """The points [V, height, width, 3] where mask, coloured by the photos [V, 3, height, width] in [0, 1].
+
+    Normals are turned to the cameras [V, 3, 4], which are in the points' frame.
+    """
     normals = surface_normals(points, camera_centers(extrinsics))
     return PointCloud(points[mask].float(), images.permute(0, 2, 3, 1)[mask].float(), normals[mask])
 

@@ -55,6 +55,11 @@ def test_points_and_errors(result: SceneResult) -> None:
     assert (errors - expected).abs().max() < 2 * rounding + packed["unit"] / STEPS
     assert errors.max() > 0
     assert not unpacked(truth, "errors", "<u2").any()
+    normals = torch.tensor(unpacked(dense, "normals", "i1") / 127).view(-1, 3)
+    assert len(normals) == 500
+    assert (normals.norm(dim=-1) - 1).abs().max() < 0.01  # to the rounding
+    nearest = nearest_neighbors(points.float(), placed.cloud.points)[1]
+    assert ((normals - placed.cloud.normals[nearest]).abs().amax(1) < 0.01).float().mean() > 0.9
 
 
 def test_what_the_truth_does_not_know_is_not_judged(result: SceneResult) -> None:
