@@ -1,8 +1,8 @@
 """Norm and rotation of queries and keys, before they meet: one pass over memory each on a GPU.
 
-On an H100 PyTorch's layer norm took 4.2 ms for the queries of 200 photos, whose rows are as short as a head, and
-RoPE in PyTorch 2.3 ms; the kernels take 0.3 ms each. Both results are contiguous [B, H, N, D], as attention
-wants them, whatever the strides of what a projection gave.
+On an H100 PyTorch's layer norm took 4.2 ms for the queries of 200 photos, whose rows are as short as a head,
+and RoPE in PyTorch 2.3 ms; the kernels take 0.3 ms each. Both results are contiguous [B, H, N, D], as
+attention wants them, whatever the strides of what a projection gave.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from ._namespace import add_op_namespace_prefix
 from .ops import DTYPES, HEAD_DIMS
 from .tuning import compiles_for
 
-MIN_ELEMENTS = (
-    1 << 20
-)  # with fewer, a launch from Python takes longer than passes over memory; expected, not measured
+# With fewer, a launch from Python takes longer than passes over memory; expected, not measured.
+MIN_ELEMENTS = 1 << 20
 
 
 def norm_heads(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -103,10 +103,8 @@ def default_tile(
     if kernel == "backward_keys":
         # As Triton 3.6 compiles products of three TF32 for sm_90, 8 warps and a step of 16 read shared memory
         # out of bounds, or give wrong numbers. 4 warps are right, and so is a step of 32, which fits sm_80.
-        few = single and q_block_size == 16
-        return Tile(
-            8 if (wide or single) and not few else 4, num_stages=2, step=64 if wide and not single else 32
-        )
+        warps = 4 if single and q_block_size == 16 else 8 if wide or single else 4
+        return Tile(warps, num_stages=2, step=64 if wide and not single else 32)
     forward = kernel in ("forward", "forward_fp8")
     rows = 16 if single else 32 if wide and not hopper and kernel == "backward_queries" else 128
     return Tile(
