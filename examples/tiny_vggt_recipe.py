@@ -41,9 +41,9 @@ class Recipe:
     """Sizes of a training; the defaults are for one large GPU, `toy()` for a test on a CPU."""
 
     image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112))  # upright or square photos, and 3:2
-    views_per_step: int = 336  # per process; enough that a large GPU, not the host, sets the pace
-    dense_views_per_step: int = 112  # of these, how many the dense heads see; the camera head sees all
-    walks: float = 0.35  # share of scenes whose cameras do not look at its middle, as people who film do
+    views_per_step: int = 672  # per process; enough that a large GPU, not the host, sets the pace
+    dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
+    walks: float = 0.3  # share of scenes whose cameras do not look at its middle, as people who film do
     ramp: float = 0.3  # share of the training after which lessons are at full difficulty
     config: tuple[tuple[str, object], ...] = (
         ("embed_dim", 192), ("depth", 8), ("num_heads", 12),
@@ -69,7 +69,7 @@ class Recipe:
         Training starts with few views close together, where matching is easy to discover, and ends with the
         scenes that `synthetic_scene` shows.
         """
-        ramp = min(1.0, progress / self.ramp)
+        ramp = min(1.0, progress / self.ramp) if self.ramp else 1.0
         most = 4 * 6**ramp
         counts = [count for count in VIEW_COUNTS if count <= most and self.views_per_step % count == 0]
         weights = [math.sqrt(count) for count in counts]
@@ -108,7 +108,7 @@ def make_batch(
 
 
 def change_look(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Photos [B, V, 3, height, width], half of the scenes with colours and textures that no renderer draws.
+    """Photos [B, V, 3, height, width], a third of the scenes with colours and textures unlike any rendered.
 
     All photos of such a scene go through one random convolution ("Robust and generalizable visual
     representation learning via random convolutions", 2021), by a random share, and one random contrast.
@@ -123,7 +123,7 @@ def change_look(images: Tensor, generator: torch.Generator) -> Tensor:
     over = {"dim": (1, 3, 4), "keepdim": True}  # of each channel
     gain = (0.7 + contrast) * images.std(**over) / mixed.std(**over).clamp(min=1e-3)
     mixed = images.mean(**over) + gain * (mixed - mixed.mean(**over))
-    return torch.where(chosen < 0.5, mixed.clamp(0, 1), images)
+    return torch.where(chosen < 1 / 3, mixed.clamp(0, 1), images)
 
 
 def normalise(scenes: SceneBatch) -> Batch:
@@ -160,6 +160,7 @@ class Lesson(nn.Module):
     def __init__(self, model: VggtModel) -> None:
         super().__init__()
         self.model = model
+        self.camera_loss = camera_loss
 
     def forward(self, batch: Batch, dense_views: Tensor) -> dict[str, Tensor]:
         """The terms of the loss and, for the eye, the errors behind them; scalars.
@@ -173,7 +174,7 @@ class Lesson(nn.Module):
         layers = model.aggregator(batch.images)
         with torch.autocast(batch.images.device.type, enabled=False):  # poses need all their digits
             poses = model.camera_head(layers[model.config.depth - 1][:, :, 0].float())
-            terms = camera_loss(poses, encode_pose(batch.extrinsics, batch.intrinsics, size))
+            terms = self.camera_loss(poses, encode_pose(batch.extrinsics, batch.intrinsics, size))
         patches = [layers[i].flatten(0, 1)[dense_views, NUM_SPECIAL_TOKENS:] for i in model.config.dpt_layers]
         points, points_conf = model.point_head(patches, grid, size)
         depth, depth_conf = model.depth_head(patches, grid, size)

@@ -43,7 +43,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--steps", type=int, help="length of the whole training in steps")
     length.add_argument("--minutes", type=float, help="length of the whole training in minutes")
-    parser.add_argument("--start-from", metavar="FOLDER", help="a saved model; fewer easy lessons")
+    parser.add_argument("--start-from", metavar="FOLDER", help="a saved model; no easy lessons")
     parser.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
     parser.add_argument("--stop-after-seconds", type=float, default=math.inf, help="save and end this call")
     parser.add_argument("--save-every", type=float, default=120, metavar="SECONDS")
@@ -72,7 +72,7 @@ class Training:
         model = self.recipe.build_model()
         if args.start_from is not None:
             model = VggtModel.from_pretrained(args.start_from, dtype=torch.float32).train()
-            self.recipe = replace(self.recipe, ramp=self.recipe.ramp / 3)
+            self.recipe = replace(self.recipe, ramp=0.0)
         self.model = model.to(self.device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         matrices = [p for name, p in self.model.named_parameters() if is_inner_matrix(name, p)]
@@ -86,17 +86,20 @@ class Training:
         if args.resume:
             self.load()
         self.seconds_before = self.seconds
-        self.lesson = self.accelerator.prepare(Lesson(self.model))
+        lesson = Lesson(self.model)
         if args.compile:
-            self.compile()
+            self.compile(lesson)
+        self.lesson = self.accelerator.prepare(lesson)
 
-    def compile(self) -> None:
+    def compile(self, lesson: Lesson) -> None:
         """Compile the parts that repeat. The renderer stays as it is: compiling it would take minutes."""
         torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.optimize_ddp = False  # would split what is smaller than its buckets
         for block in self.model.aggregator.frame_blocks:
             block.compile(dynamic=False)
-        for block in (*self.model.aggregator.global_blocks, *self.model.camera_head.trunk):
-            block.compile(dynamic=True)  # the number of views differs from step to step
+        for module in (*self.model.aggregator.global_blocks, self.model.camera_head):
+            module.compile(dynamic=True)  # the number of views differs from step to step
+        lesson.camera_loss = torch.compile(lesson.camera_loss, dynamic=True)
         self.model.point_head.compile(dynamic=False)
         self.model.depth_head.compile(dynamic=False)
 

@@ -12,8 +12,8 @@ from hess_plugin.models.dpt_head import (
     DptFeatures,
     DptHead,
     FeatureFusion,
-    ReproducibleResize,
     ResidualConvUnit,
+    ResizeByProducts,
     inverse_log,
     position_map,
     resize,
@@ -119,7 +119,7 @@ def test_reproducible_gradient_of_resize(source, target):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, *source, dtype=torch.float64, generator=generator).requires_grad_()
     weight = torch.randn(2, 3, *target, dtype=torch.float64, generator=generator)
-    expected, found = resize(x, target), ReproducibleResize.apply(x, target)
+    expected, found = resize(x, target), ResizeByProducts.apply(x, target)
     assert torch.equal(found, expected)
     gradients = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (found, expected))
     torch.testing.assert_close(*gradients)
