@@ -19,13 +19,10 @@ TABLE = json.loads((CONFIGS / "nvidia_h100.json").read_text(encoding="utf-8"))
 KERNELS = ("forward", "backward_queries", "backward_keys")
 
 QUICK = [
-    ["forward", 80, "bf16", 64, None],
     ["forward", 100, "bf16", 64, None],
     ["forward", 90, "bf16", 64, None],
-    ["backward_queries", 80, "bf16", 64, None],
     ["backward_queries", 90, "bf16", 64, TABLE["tiles"]["backward_queries"]["64"]],
     ["backward_keys", 90, "bf16", 64, TABLE["tiles"]["backward_keys"]["64"]],
-    ["backward_keys", 100, "bf16", 64, None],
     ["forward_fp8", 90, "bf16", 64, None],
     *([kernel, 90, "bf16", 64, {"num_warps": 8, "num_stages": 3}] for kernel in ("ranges", "round")),
     *(
