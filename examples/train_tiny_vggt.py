@@ -53,7 +53,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--export", type=Path, help="folder for the finished float16 model")
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--warmup", type=int, default=300, metavar="STEPS")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="draws other scenes; a continued training needs its own"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile blocks and dense heads")
     parser.add_argument("--toy", action="store_true", help="a model of toy size, for tests")
     return parser.parse_args(arguments)
