@@ -21,6 +21,10 @@ assert not {"huggingface_hub", "transformers"} & sys.modules.keys(), (
 )
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which transformers does
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores, and what they start does too
+    _THREADS = max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    torch.set_num_threads(_THREADS)
+    os.environ["OMP_NUM_THREADS"] = str(_THREADS)
 _HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
 _SERVER = HubServer().start()
 os.environ.update(_SERVER.environ(hf_home=_HOME.name))

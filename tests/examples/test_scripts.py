@@ -1,0 +1,137 @@
+"""Comparisons and benchmarks at toy size."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from hess_plugin.evaluation.measurements import read_measurements
+
+
+class TestComparison:
+    def test_table(self, examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ["--scenes", "2", "--views", "4", "--density", "0.5", "--out", str(tmp_path / "out.json")]
+        examples["compare_allocations"].main(options)
+        heading, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+        assert heading[0] == "density"
+        density = {row[0]: float(row[1]) for row in rows}
+        assert density["dense"] == 1
+        assert density["uniform"] == density["hess"] == density["reverse"] < 0.6
+        measured = {(each.method, each.metric): each for each in read_measurements(tmp_path / "out.json")}
+        assert len(measured) == 4 * 3
+        for method, _, auc, ate, point_error, *_ in rows:
+            printed = {"auc_30": auc, "ate": ate, "point_error": point_error}
+            assert {name: f"{measured[method, name].value:.4f}" for name in printed} == printed
+            assert f"{measured[method, 'ate'].density:.4f}" == f"{density[method]:.4f}"
+        assert measured["hess", "ate"].command.endswith("--scenes 2 --views 4 --density 0.5")
+
+
+class TestHalfPrecision:
+    def test_table(self, examples, capsys: pytest.CaptureFixture[str]) -> None:
+        examples["bfloat16_error"].main(["--scenes", "1", "--views", "3"])
+        rows = capsys.readouterr().out.splitlines()[-4:]
+        errors = torch.tensor([[float(x) for x in re.findall(r"([\d.]+)%", row)] for row in rows])
+        assert errors.shape == (4, 5)
+        assert (errors[0] == 0).all()
+        assert (errors[1:] > 0).all()
+        assert (errors[1:] < 2).all()
+        assert errors[3].sum() > errors[1].sum()  # on the whole, arithmetic adds to rounded weights
+
+    def test_kept_layers_follow_the_residual_stream(self, examples) -> None:
+        module = examples["bfloat16_error"]
+        model = module.load_model(module.DemoSettings())[0]
+        rounded, images = module.body_in_bfloat16(copy.deepcopy(model)), torch.rand(1, 2, 3, 112, 112)
+        with torch.inference_mode():
+            assert {x.dtype for x in rounded.aggregator(images).values()} == {torch.bfloat16}
+            with torch.autocast("cpu", torch.bfloat16):
+                assert {x.dtype for x in model.aggregator(images).values()} == {torch.float32}
+
+
+class TestBenchmark:
+    def test_report(self, examples, capsys: pytest.CaptureFixture[str]) -> None:
+        options = "--tiny --scenes 3 --views 3 --width 28 --no-icp"
+        examples["benchmark_calibration"].main(options.split())
+        *_, machine, model, rank, total = capsys.readouterr().out.splitlines()
+        assert machine.startswith(f"1 x cpu, torch {torch.__version__}")
+        assert "3 views of 28 x 28 pixels, bfloat16, neighbors exact, ICP off" in model
+        assert re.fullmatch(r"rank 0: 3 scenes, both errors in \d+\.\d\d s .* peak \d+\.\d\d GB", rank)
+        assert re.fullmatch(r"total: 3 scenes in (.*) s = (.*) s per scene; .*", total)
+
+    @pytest.mark.parametrize(("times", "median"), [([9, 8, 5, 4, 6], 5), ([3000, 2000], 2000)])
+    def test_long_calls_are_not_repeated(
+        self, times: list[float], median: float, examples, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module, left = examples["benchmark_layer"], iter(times)
+        monkeypatch.setitem(module.measured.__globals__, "timed", lambda function: (next(left), 0.5))
+        assert module.measured(lambda: None) == (median, 0.5)
+        assert next(left, None) is None
+
+    def test_layer(self, examples, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is timed runs; the times themselves need a GPU."""
+        module, calls = examples["benchmark_layer"], iter(range(1, 99))
+
+        def measured(function, repeats: int = 3) -> tuple[float, float]:
+            function()
+            return float(next(calls)), 0.25
+
+        monkeypatch.setitem(module.selection.__globals__, "measured", measured)
+        row = module.selection(300, "hess", module.RATIO, device="cpu")
+        assert re.search(
+            r"density 0\.2\d\d  plan    1\.000 ms,  0\.25 GB on top  attention      1\.00 ms", row
+        )
+        monkeypatch.setitem(module.crossover.__globals__, "GRID", (4, 5))
+        monkeypatch.setitem(module.crossover.__globals__, "sdpa_kernel", lambda backend: nullcontext())
+        row = module.crossover(2, device="cpu")
+        assert row.startswith("    2 views       50 tokens")
+        assert row.count(" ms") == 4
+        with pytest.raises(SystemExit, match="finds no CUDA GPU here; nothing was run"):
+            module.main(["--tokens", "--views", "2"])
+
+
+class TestProfile:
+    def test_times_the_steps_of_the_training(
+        self, examples, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module, script, seen = examples["profile_training"], examples["train_tiny_vggt"], []
+
+        def make_batch(*drawn):
+            batch = examples["tiny_vggt_recipe"].make_batch(*drawn)
+            seen.append((batch.images.shape[1], *batch.images.shape[-2:]))
+            return batch
+
+        monkeypatch.setattr(module, "DRAWN", 2)
+        monkeypatch.setattr(module, "WARM_UP", 0)
+        monkeypatch.setattr(script, "make_batch", make_batch)
+        out = tmp_path / "profile.json"
+        module.main(["--toy", "--repeats", "1", "--kernels", "3", "--out", str(out)])
+        assert script.make_batch is make_batch  # timed no longer
+        shapes = json.loads(out.read_text())["shapes"]
+        found = [(shape["views"], shape["height"], shape["width"]) for shape in shapes]
+        assert sum(shape["share"] for shape in shapes) == 1
+        assert seen == [shape for shape in found for _ in range(2)] + found[-1:]
+        for shape in shapes:
+            *parts, step = (shape["ms"][part] for part in module.PARTS)
+            assert torch.tensor(parts).min() > 0
+            torch.testing.assert_close(torch.tensor(parts).sum(0), torch.tensor(step))
+        about, headings, *rows = capsys.readouterr().out.splitlines()
+        assert about.startswith(f"device: cpu, torch: {torch.__version__}, views per step: 24, command: ")
+        assert headings.split()[:2] == ["views,", "size"]
+        assert len(rows) == len(shapes) + 1 + 5  # all; headings, three operators and all of them
+
+    def test_table(self, examples) -> None:
+        module = examples["profile_training"]
+        shape = {"height": 72, "width": 112, "first": 1.5, "peak": 2.0}
+        short = {"scenes": [1, 2, 9], "forward + backward": [5, 5, 5], "optimizer": [3, 3, 3], "step": [10]}
+        longer = {part: [2 * time for time in times] for part, times in short.items()}
+        results = [shape | {"views": 2, "share": 0.75, "ms": short}]
+        results += [shape | {"views": 24, "share": 0.25, "ms": longer}]
+        _, first, second, both = module.table(results, 600).splitlines()
+        assert re.fullmatch(r" 2 of  72 x 112 +75\.0% +1\.5 +2\.0 ± +1\.0 .* 10\.0 ± .* +60000 +2\.0", first)
+        assert re.fullmatch(r"24 of .* +20\.0 ± +0\.0 +30000 +2\.0", second)
+        assert both.split() == ["all", "3.0", "2.5", "6.2", "3.8", "12.5", "48000"]
