@@ -46,7 +46,7 @@ class Recipe:
     image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112))  # upright or square photos, and 3:2
     views_per_step: int = 672  # per process; enough that a large GPU, not the host, sets the pace
     dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
-    walks: float = 0.3  # share of scenes whose cameras do not look at its middle, as people who film do
+    path_kinds: tuple[float, float, float] = (0.5, 0.2, 0.3)  # shares of arcs, walks and visits
     ramp: float = 0.3  # share of the training after which lessons are at full difficulty
     config: tuple[tuple[str, object], ...] = (
         ("embed_dim", 192), ("depth", 8), ("num_heads", 12),
@@ -95,11 +95,11 @@ def make_batch(
     numbers: SceneNumbers,
     image_size: tuple[int, int],
     orbit_span: Tensor,
-    walks: Tensor,
+    path_kind: Tensor,
     generator: torch.Generator,
 ) -> Batch:
     """Render scenes, with their truth as `normalise` puts it and photos with a sensor's blur and noise."""
-    batch = normalise(render_scenes(numbers, image_size, orbit_span, walks))
+    batch = normalise(render_scenes(numbers, image_size, orbit_span, path_kind))
     images = change_look(batch, generator)
     chance = torch.rand(2, len(images), 1, 1, 1, 1, generator=generator, device=images.device)
     # Rays have no width: edges of procedural photos are sharper than those of scaled real ones.
@@ -184,9 +184,10 @@ def draw_lesson(
     num_scenes, device = recipe.views_per_step // num_views, generator.device
     numbers = draw_numbers(num_scenes, num_views, generator)
     span = low + (high - low) * torch.rand(num_scenes, generator=generator, device=device)
-    walks = torch.rand(num_scenes, generator=generator, device=device) < recipe.walks
+    shares = torch.tensor(recipe.path_kinds, device=device)
+    path_kind = shares.multinomial(num_scenes, replacement=True, generator=generator)
     order = torch.randperm(recipe.views_per_step, generator=generator, device=device)
-    return (numbers, size, span, walks, generator), order[: recipe.dense_views_per_step]
+    return (numbers, size, span, path_kind, generator), order[: recipe.dense_views_per_step]
 
 
 class Lesson(nn.Module):

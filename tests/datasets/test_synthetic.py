@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hess_plugin.datasets import Dataset, open_dataset
+from hess_plugin.datasets.camera_paths import GROUPS, CameraPath
 from hess_plugin.datasets.interior import OBJECTS
 from hess_plugin.datasets.raycast import ROOM_SIDES, Cameras, Shapes, Texture, cast_rays, rotate, shade
 from hess_plugin.datasets.synthetic import (
@@ -235,7 +236,7 @@ class TestScene:
         span = torch.full((16,), 2.0)
         arcs = render_scenes(numbers, (6, 8), span)
         some = torch.arange(16) % 2 == 0
-        batch = render_scenes(numbers, (6, 8), span, some)
+        batch = render_scenes(numbers, (6, 8), span, torch.where(some, CameraPath.WALK, CameraPath.ARC))
         centres = camera_centers(batch.extrinsics)
         moved = (centres != camera_centers(arcs.extrinsics)).flatten(1).any(1)
         assert not moved[~some].any()
@@ -245,6 +246,25 @@ class TestScene:
         assert (walk[..., 2].abs() < 0.25).all()
         assert (batch.depth[moved] > 0).all()  # walls all around
         assert torch.equal(batch.images[~moved], arcs.images[~moved])
+
+    @pytest.mark.parametrize("views", [2, 12])
+    def test_visits_are_to_few_places_inside_where_cameras_turn(self, views: int) -> None:
+        numbers = draw_numbers(16, views, torch.Generator().manual_seed(5))
+        span = torch.full((16,), 3.0)
+        arcs = render_scenes(numbers, (6, 8), span)
+        batch = render_scenes(numbers, (6, 8), span, torch.full((16,), CameraPath.VISIT))
+        centres = camera_centers(batch.extrinsics)
+        moved = (centres != camera_centers(arcs.extrinsics)).flatten(1).any(1)
+        assert 8 <= moved.sum() < 16  # those without a room stay on their arcs
+        assert (batch.depth[moved] > 0).all()  # walls all around
+        near = torch.cdist(centres, centres)[moved] < 0.15 * 2 * 3**0.5
+        linked = torch.linalg.matrix_power(near.float(), views) > 0
+        groups = [len(same.unique(dim=0)) for same in linked]
+        assert 2 <= max(groups) <= min(views, GROUPS)
+        ahead = batch.extrinsics[moved][:, :, 2, :3]
+        angle = (ahead @ ahead.mT).clamp(-1, 1).acos()
+        within = angle[near & ~torch.eye(views, dtype=torch.bool)]
+        assert not len(within) or 0.3 < within.max() < 2
 
     @pytest.mark.parametrize("size", [(1, 1), (7, 13), (13, 7)])
     def test_odd_sizes_and_one_view(self, size: tuple[int, int]) -> None:

@@ -78,7 +78,7 @@ class TestRecipe:
         recipe, generator = examples["tiny_vggt_recipe"], torch.Generator().manual_seed(0)
         numbers, span = draw_numbers(6, 2, generator), torch.full((6,), 2.0)
         clean = render_scenes(numbers, (12, 16), span).images
-        taken = recipe.make_batch(numbers, (12, 16), span, torch.zeros(6) > 0, generator).images
+        taken = recipe.make_batch(numbers, (12, 16), span, torch.zeros(6), generator).images
         assert taken.min() >= 0
         assert taken.max() <= 1
         spread = (taken - clean).square().mean((1, 2, 3, 4)).sqrt()
