@@ -184,8 +184,9 @@ def draw_lesson(
     num_scenes, device = recipe.views_per_step // num_views, generator.device
     numbers = draw_numbers(num_scenes, num_views, generator)
     span = low + (high - low) * torch.rand(num_scenes, generator=generator, device=device)
-    shares = torch.tensor(recipe.path_kinds, device=device)
-    path_kind = shares.multinomial(num_scenes, replacement=True, generator=generator)
+    chance = torch.rand(num_scenes, generator=generator, device=device)
+    arcs, walks, _ = recipe.path_kinds
+    path_kind = (chance > arcs).long() + (chance > arcs + walks)  # nothing is copied: the host runs ahead
     order = torch.randperm(recipe.views_per_step, generator=generator, device=device)
     return (numbers, size, span, path_kind, generator), order[: recipe.dense_views_per_step]
 

@@ -121,10 +121,9 @@ def _visit_places(
     azimuth = path[:, 2, None] + span / (2 * math.pi) * of_group["azimuth"][..., 0]
     height = camera_elevation(path, of_group["elevation"][..., 0]).sin()
     position = camera_radius(path, of_group["radius"][..., 0])[..., None] * unit_vector(azimuth, height)
-    target = position.new_tensor([1.2, 1.2, 0.5]) * (2 * of_group["target"] - 1)
-    own = 2 * of_view["target"] - 1
-    position = position + 0.15 * own
-    x, y, z = (target - position).unbind(-1)
+    position = position + 0.15 * (2 * of_view["target"] - 1)
+    aside, above = (2 * of_group["target"] - 1).split([2, 1], -1)
+    x, y, z = (torch.cat([1.2 * aside, 0.5 * above], -1) - position).unbind(-1)
     turn = 0.2 * math.pi * (2 * of_view["radius"][..., 0] - 1)
     flat = torch.stack([turn.cos() * x - turn.sin() * y, turn.sin() * x + turn.cos() * y], -1)
     return position, torch.cat([flat, (z + 0.3 * (2 * of_view["elevation"][..., 0] - 1))[..., None]], -1)
