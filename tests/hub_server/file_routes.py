@@ -20,8 +20,6 @@ def tree(
     folder: str | None = None,
 ) -> None:
     _, commit = request.find_commit(kind, repo_id, revision)
-    if commit is None:
-        return
     recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
     prefix = folder.strip("/") + "/" if folder else ""
     out, seen = [], set()
@@ -41,8 +39,6 @@ def tree(
 
 def paths_info(request: Handler, body: bytes, query: Query, kind: str, repo_id: str, revision: str) -> None:
     _, commit = request.find_commit(kind, repo_id, revision)
-    if commit is None:
-        return
     try:
         paths = json.loads(body)["paths"]
     except ValueError:  # sent as a form
@@ -61,8 +57,6 @@ def download(
     kind: str | None = None,
 ) -> None:
     repo, commit = request.find_commit(kind, repo_id, revision)
-    if commit is None:
-        return
     stored = commit.files.get(path)
     if stored is None:
         return request.refuse(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit.oid})

@@ -19,6 +19,10 @@ REPO = r"(?P<repo_id>[^/]+/[^/]+)"
 REV = r"(?P<revision>[^/]+|refs/pr/\d+)"
 
 
+class Refused(Exception):
+    """The request was answered with an error; its route has nothing left to do."""
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request. A route is called with it, its body, its query and the named groups of the pattern."""
 
@@ -78,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
                     parts = {k: unquote(v) if v else v for k, v in match.groupdict().items()}
                     try:
                         return function(self, body, query, **parts)
+                    except Refused:
+                        return None
                     except Exception:  # a bug here must be visible in the client's error text
                         return self.reply(500, {"error": traceback.format_exc()})
         self.refuse(404, "NotFound", f"no route for {self.command} {url.path}")
@@ -87,24 +93,25 @@ class Handler(BaseHTTPRequestHandler):
     def has_token(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {self.hub.token}"
 
-    def may_write(self) -> bool:
-        if self.has_token():
-            return True
-        self.reply(401, {"error": "Invalid username or password."})
-        return False
+    def check_token(self) -> None:
+        """Refuse a request that may not write, by raising `Refused` like the look-ups below."""
+        if not self.has_token():
+            self.reply(401, {"error": "Invalid username or password."})
+            raise Refused
 
-    def find_repo(self, kind: str | None, repo_id: str) -> Repo | None:
+    def find_repo(self, kind: str | None, repo_id: str) -> Repo:
         repo = self.hub.repos.get(((kind or "models").rstrip("s"), repo_id))
         if repo is not None and (self.has_token() or not repo.private):
             return repo
         self.refuse(404 if repo is None else 401, "RepoNotFound", "Repository not found")
-        return None
+        raise Refused
 
-    def find_commit(self, kind: str | None, repo_id: str, revision: str) -> tuple[Repo | None, Commit | None]:
+    def find_commit(self, kind: str | None, repo_id: str, revision: str) -> tuple[Repo, Commit]:
         repo = self.find_repo(kind, repo_id)
-        commit = repo.resolve(revision) if repo else None
-        if repo and commit is None:
+        commit = repo.resolve(revision)
+        if commit is None:
             self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise Refused
         return repo, commit
 
     def repo_url(self, kind: str, repo_id: str) -> str:

@@ -67,16 +67,16 @@ def info_of(hub: Hub, repo: Repo, commit: Commit) -> dict:
 
 
 def whoami(request: Handler, body: bytes, query: Query) -> None:
-    if request.may_write():
-        request.reply(
-            200,
-            {
-                "type": "user",
-                "name": request.hub.user,
-                "orgs": [{"name": o} for o in request.hub.orgs],
-                "auth": {"type": "access_token"},
-            },
-        )
+    request.check_token()
+    request.reply(
+        200,
+        {
+            "type": "user",
+            "name": request.hub.user,
+            "orgs": [{"name": o} for o in request.hub.orgs],
+            "auth": {"type": "access_token"},
+        },
+    )
 
 
 def organization(request: Handler, body: bytes, query: Query, name: str) -> None:
@@ -92,8 +92,7 @@ def organization(request: Handler, body: bytes, query: Query, name: str) -> None
 
 
 def create_repo(request: Handler, body: bytes, query: Query) -> None:
-    if not request.may_write():
-        return
+    request.check_token()
     wanted = json.loads(body)
     repo_type = wanted.get("type") or "model"
     repo_id = f"{wanted.get('organization') or request.hub.user}/{wanted['name']}"
@@ -107,8 +106,7 @@ def create_repo(request: Handler, body: bytes, query: Query) -> None:
 
 
 def delete_repo(request: Handler, body: bytes, query: Query) -> None:
-    if not request.may_write():
-        return
+    request.check_token()
     wanted = json.loads(body)
     repo_id = f"{wanted.get('organization') or request.hub.user}/{wanted['name']}"
     if request.hub.repos.pop((wanted.get("type") or "model", repo_id), None) is None:
@@ -134,9 +132,7 @@ def list_repos(request: Handler, body: bytes, query: Query, kind: str) -> None:
 def repo_info(
     request: Handler, body: bytes, query: Query, kind: str, repo_id: str, revision: str = "main"
 ) -> None:
-    repo, commit = request.find_commit(kind, repo_id, revision)
-    if commit is not None:
-        request.reply(200, info_of(request.hub, repo, commit))
+    request.reply(200, info_of(request.hub, *request.find_commit(kind, repo_id, revision)))
 
 
 ROUTES = [

@@ -9,8 +9,6 @@ from .handler import KIND, REPO, REV, Handler, Query
 
 def list_refs(request: Handler, body: bytes, query: Query, kind: str, repo_id: str) -> None:
     repo = request.find_repo(kind, repo_id)
-    if repo is None:
-        return
     entry = lambda prefix, name, oid: {"name": name, "ref": prefix + name, "targetCommit": oid}  # noqa: E731
     request.reply(
         200,
@@ -27,12 +25,9 @@ def list_refs(request: Handler, body: bytes, query: Query, kind: str, repo_id: s
 def create_branch(
     request: Handler, body: bytes, query: Query, kind: str, repo_id: str, revision: str
 ) -> None:
-    if not request.may_write():
-        return
+    request.check_token()
     start_at = json.loads(body or b"{}").get("startingPoint") or "main"
     repo, start = request.find_commit(kind, repo_id, start_at)
-    if start is None:
-        return
     if revision in repo.branches:
         return request.reply(409, {"error": f"Reference already exists: {revision}"})
     repo.branches[revision] = start.oid
@@ -40,11 +35,8 @@ def create_branch(
 
 
 def create_tag(request: Handler, body: bytes, query: Query, kind: str, repo_id: str, revision: str) -> None:
-    if not request.may_write():
-        return
+    request.check_token()
     repo, commit = request.find_commit(kind, repo_id, revision)
-    if commit is None:
-        return
     tag = json.loads(body)["tag"]
     if tag in repo.tags:
         return request.reply(409, {"error": f"Tag reference exists already: {tag}"})

@@ -15,11 +15,8 @@ def validate_yaml(request: Handler, body: bytes, query: Query) -> None:
 
 
 def preupload(request: Handler, body: bytes, query: Query, kind: str, repo_id: str, revision: str) -> None:
-    if not request.may_write():
-        return
+    request.check_token()
     _, commit = request.find_commit(kind, repo_id, revision)
-    if commit is None:
-        return
     out = []
     for item in json.loads(body)["files"]:
         present = commit.files.get(item["path"])
@@ -31,8 +28,7 @@ def preupload(request: Handler, body: bytes, query: Query, kind: str, repo_id: s
 
 
 def lfs_batch(request: Handler, body: bytes, query: Query, repo_id: str, kind: str | None = None) -> None:
-    if not request.may_write():
-        return
+    request.check_token()
     objects = []
     for item in json.loads(body)["objects"]:
         answer = {"oid": item["oid"], "size": item["size"]}
@@ -63,11 +59,8 @@ def lfs_verify(request: Handler, body: bytes, query: Query) -> None:
 def create_commit(
     request: Handler, body: bytes, query: Query, kind: str, repo_id: str, revision: str
 ) -> None:
-    if not request.may_write():
-        return
+    request.check_token()
     repo = request.find_repo(kind, repo_id)
-    if repo is None:
-        return
     header, added, deleted, folders = {}, {}, [], []
     for line in body.splitlines():
         item = json.loads(line)
