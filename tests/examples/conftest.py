@@ -11,8 +11,9 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "solid_texture", "muon", "compare_allocations")
+NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "scene_looks", "solid_texture", "muon")
 NAMES += ("benchmark_calibration", "benchmark_layer", "bfloat16_error", "profile_training")
+NAMES += ("compare_allocations",)
 
 
 @pytest.fixture(autouse=True)
