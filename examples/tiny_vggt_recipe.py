@@ -15,6 +15,7 @@ from scene_looks import change_look
 from torch import Tensor, nn
 
 from hess_plugin.datasets import Scene, load_scene, synthetic_scene
+from hess_plugin.datasets.camera_paths import CameraPath
 from hess_plugin.datasets.synthetic import (
     SceneBatch,
     SceneNumbers,
@@ -40,10 +41,11 @@ EXAMINED_VIEWS = 16
 class Recipe:
     """Sizes of a training; the defaults are for one large GPU, `toy()` for a test on a CPU."""
 
-    image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112))  # upright or square photos, and 3:2
+    image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112), (112, 168))  # square photos and 3:2
     views_per_step: int = 672  # per process; enough that a large GPU, not the host, sets the pace
     dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
     path_kinds: tuple[float, float, float] = (0.5, 0.2, 0.3)  # shares of arcs, walks and visits
+    furnished: float = 0.5  # share of walks and visits through rooms that are furnished from wall to wall
     ramp: float = 0.3  # share of the training after which lessons are at full difficulty
     config: tuple[tuple[str, object], ...] = (
         ("embed_dim", 192), ("depth", 8), ("num_heads", 12),
@@ -93,10 +95,11 @@ def make_batch(
     image_size: tuple[int, int],
     orbit_span: Tensor,
     path_kind: Tensor,
+    furnished: Tensor,
     generator: torch.Generator,
 ) -> Batch:
     """Render scenes, with their truth as `normalise` puts it and photos with a sensor's blur and noise."""
-    batch = normalise(render_scenes(numbers, image_size, orbit_span, path_kind))
+    batch = normalise(render_scenes(numbers, image_size, orbit_span, path_kind, furnished))
     images = change_look(batch.images, batch.points, batch.depth > 0, generator)
     chance = torch.rand(2, len(images), 1, 1, 1, 1, generator=generator, device=images.device)
     # Rays have no width: edges of procedural photos are sharper than those of scaled real ones.
@@ -123,7 +126,7 @@ def normalise(scenes: SceneBatch) -> Batch:
 
 def draw_lesson(
     recipe: Recipe, progress: float, step: int, generator: torch.Generator
-) -> tuple[tuple[SceneNumbers, tuple[int, int], Tensor, Tensor, torch.Generator], Tensor]:
+) -> tuple[tuple[SceneNumbers, tuple[int, int], Tensor, Tensor, Tensor, torch.Generator], Tensor]:
     """The arguments of `make_batch` for one step, and the views that the dense heads see (flat over B·V)."""
     num_views, size, (low, high) = recipe.lesson(progress, step)
     num_scenes, device = recipe.views_per_step // num_views, generator.device
@@ -132,8 +135,10 @@ def draw_lesson(
     chance = torch.rand(num_scenes, generator=generator, device=device)
     arcs, walks, _ = recipe.path_kinds
     path_kind = (chance > arcs).long() + (chance > arcs + walks)  # nothing is copied: the host runs ahead
+    furnished = torch.rand(num_scenes, generator=generator, device=device) < recipe.furnished
+    furnished &= path_kind != CameraPath.ARC
     order = torch.randperm(recipe.views_per_step, generator=generator, device=device)
-    return (numbers, size, span, path_kind, generator), order[: recipe.dense_views_per_step]
+    return (numbers, size, span, path_kind, furnished, generator), order[: recipe.dense_views_per_step]
 
 
 class Lesson(nn.Module):

@@ -2,8 +2,9 @@
 
 World: +z is up. The stage at z = 0 is a round or a rectangular table top or the bare floor. Objects lie on
 it, seats stand around it, carpets lie below, and cupboards and panels stand at or hang on the walls. Three in
-four scenes have a room around all, cameras too. Colours are mostly pale, as in photos, and patterns of any
-fineness and contrast, from plain paint over wood grain to chequers: a model must not hang on any of them.
+four scenes have a room around all, cameras too; in training, some of these are furnished from wall to wall.
+Colours are mostly pale, as in photos, and patterns of any fineness and contrast, from plain paint over wood
+grain to chequers: a model must not hang on any of them.
 """
 
 from __future__ import annotations
@@ -33,22 +34,25 @@ FIELDS = {
 }
 
 
-def build_shapes(drawn: dict[str, Tensor], reach: Tensor, top: Tensor) -> Shapes:
+def build_shapes(drawn: dict[str, Tensor], reach: Tensor, top: Tensor, furnished: Tensor) -> Shapes:
     """The scene's surfaces: disc, objects, table, its legs, seats, panels, room.
 
     Args:
         drawn: numbers [B, n] in [0, 1), by the names of `FIELDS`.
         reach, top: [B, 1], how far the cameras may get from the z axis, and how high.
+        furnished: [B] bool, whether a room has objects and larger seats all over its floor, not at the stage.
     """
     kind, long, wide, disc, drop = drawn["stage"][..., None].unbind(1)  # [B, 1] each
     is_round, is_table = kind < 0.25, (kind > 0.25) & (kind < 0.65)
     floor = torch.where(is_round | is_table, -between(drop, 0.5, 1.6), 0.0)
+    has_room = drawn["room"][:, 0] < 0.75
+    furnished = (furnished & has_room)[:, None]
     long, radius = between(long, 0.7, 2.6), between(disc, 0.7, 2.8)
     wide, none = long * between(wide, 0.35, 1.0), torch.zeros_like(floor)
     extent = torch.cat([torch.where(is_round, radius, length) for length in (long, wide)], -1)
     leg = torch.linspace(-0.7, 0.7, 2, device=floor.device) * extent[:, :1]
-    objects, rotation = _place_objects(drawn, extent)
     room = _place_room(drawn["room"], reach, top, floor)
+    objects, rotation = _place_objects(drawn, extent, floor, room, furnished)
     # What is no table top is a carpet.
     at_disc, disc_half = torch.where(is_round, -0.04, floor), torch.where(is_round, 0.04, 0.004)
     at_table, table_half = torch.where(is_table, -0.04, floor), torch.where(is_table, 0.04, 0.008)
@@ -57,14 +61,14 @@ def build_shapes(drawn: dict[str, Tensor], reach: Tensor, top: Tensor) -> Shapes
         objects,
         _blocks(none, none, at_table, long, wide, table_half),
         _blocks(leg, none, floor / 2 - 0.08, none + 0.05, 0.6 * extent[:, 1:], (-floor / 2).clamp(min=1e-3)),
-        _place_seats(drawn["seats"], extent, floor),
+        _place_seats(drawn["seats"], extent, floor, room, furnished),
         _place_panels(drawn["panels"], room),
         room,
     ]
     centre, half = torch.cat(blocks, 1).split(3, -1)
     turns = torch.eye(3, device=floor.device).repeat(*centre.shape[:2], 1, 1)
     turns[:, 1 : 1 + OBJECTS] = rotation
-    return Shapes(centre, turns.mT / half[..., None], _ELLIPSOIDS, drawn["room"][:, 0] < 0.75)
+    return Shapes(centre, turns.mT / half[..., None], _ELLIPSOIDS, has_room)
 
 
 def _blocks(*parts: Tensor | float) -> Tensor:
@@ -74,28 +78,42 @@ def _blocks(*parts: Tensor | float) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*tensors), -1)
 
 
-def _place_objects(drawn: dict[str, Tensor], extent: Tensor) -> tuple[Tensor, Tensor]:
-    """Blocks on the stage, and their rotations [B, n, 3, 3]; most stand upright and square to it."""
+def _place_objects(
+    drawn: dict[str, Tensor], extent: Tensor, floor: Tensor, room: Tensor, furnished: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Blocks on the stage or floor, and their rotations [B, n, 3, 3]; most stand upright and square to it."""
     half, place = (drawn[name].unflatten(1, (OBJECTS, 3)) for name in ("half", "place"))
     turn, upright = drawn["turn"].unflatten(1, (OBJECTS, 4)).split([3, 1], -1)
-    size = between(drawn["size"], 0.3, 1.0) * extent.mean(1, keepdim=True).clamp(max=1.6)
+    bulk = torch.where(furnished, 2.4, extent.mean(1, keepdim=True).clamp(max=1.6))
+    size = between(drawn["size"], 0.3, 1.0) * bulk
     half = between(half**2, 0.06, 0.4) * size[..., None]
     yaw = math.pi / 2 * (2 * turn[..., :1] - 1) ** 3  # half of a turn by up to π, mostly little
     zeros = torch.zeros_like(yaw)
     standing = quaternion_to_rotation(torch.cat([zeros, zeros, yaw.sin(), yaw.cos()], -1))
     rotation = torch.where(upright[..., None] < 0.7, standing, _random_rotation(turn))
     radius, angle, lift = place.unbind(-1)
-    x, y = (extent[:, :, None] * 0.8 * radius.sqrt()[:, None] * _circle(angle)).unbind(1)
+    away, direction = radius.sqrt()[:, None], _circle(angle)
+    on_stage, on_floor = extent[:, :, None] * 0.8 * away * direction, _on_floor(room, away * direction)
+    x, y = torch.where(furnished[..., None], on_floor, on_stage).unbind(1)
     reach = (rotation[..., 2, :] * half).norm(dim=-1)  # of an ellipsoid, above its centre
-    return torch.cat([torch.stack([x, y, 0.95 * reach + 0.5 * lift**4], -1), half], -1), rotation
+    z = 0.95 * reach + 0.5 * lift**4 + torch.where(furnished, floor, 0.0)
+    return torch.cat([torch.stack([x, y, z], -1), half], -1), rotation
 
 
-def _place_seats(numbers: Tensor, extent: Tensor, floor: Tensor) -> Tensor:
-    """Blocks around the stage: chairs with backs away from it, and stools that are solid to the floor."""
+def _place_seats(numbers: Tensor, extent: Tensor, floor: Tensor, room: Tensor, furnished: Tensor) -> Tensor:
+    """Blocks around the stage: chairs with backs away from it, and stools that are solid to the floor.
+
+    In furnished rooms they stand anywhere and are as large as tables, desks and chests.
+    """
     angle, gap, long, wide, high, back, solid = numbers.unflatten(1, (SEATS, 7)).unbind(-1)
     away = _circle(angle)
-    x, y = ((extent[:, :, None] + between(gap, 0.0, 0.6)[:, None]) * away).unbind(1)
-    long, wide, high = between(long, 0.15, 0.35), between(wide, 0.15, 0.35), between(high, 0.15, 0.6)
+    around = (extent[:, :, None] + between(gap, 0.0, 0.6)[:, None]) * away
+    anywhere = _on_floor(room, gap.sqrt()[:, None] * away)
+    x, y = torch.where(furnished[..., None], anywhere, around).unbind(1)
+    size = torch.where(furnished, 2.0, 1.0)
+    long, wide, high = (
+        size * between(*side) for side in ((long, 0.15, 0.35), (wide, 0.15, 0.35), (high, 0.15, 0.6))
+    )
     thick = torch.where(solid < 0.3, high / 2, 0.03)
     side_x, side_y = away.sign().unbind(1)
     on_x, rise = away[:, 0].abs() > away[:, 1].abs(), 0.6 * high * back
@@ -107,6 +125,11 @@ def _place_seats(numbers: Tensor, extent: Tensor, floor: Tensor) -> Tensor:
         *(_blocks(x + s * long, y + s * wide, floor + high / 2, 0.02, 0.02, high / 2) for s in (-0.9, 0.9)),
     ]
     return torch.cat(parts, 1)
+
+
+def _on_floor(room: Tensor, place: Tensor) -> Tensor:
+    """Horizontal positions [B, 2, n] in rooms [B, 1, 6] of places in a circle of radius 1."""
+    return room[:, 0, :2, None] + 0.95 * room[:, 0, 3:5, None] * place
 
 
 def _place_room(numbers: Tensor, reach: Tensor, top: Tensor, floor: Tensor) -> Tensor:

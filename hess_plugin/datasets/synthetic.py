@@ -110,10 +110,11 @@ def render_scenes(
     image_size: tuple[int, int],
     orbit_span: Tensor | None = None,  # [B] radians, in place of the drawn 0.6 to 6 (for a curriculum)
     path_kind: Tensor | None = None,  # [B] of `CameraPath`, all arcs where there is no room; for training
+    furnished: Tensor | None = None,  # [B] bool, see `build_shapes`; for training
 ) -> SceneBatch:
     """Photos, cameras and depth of the scenes that the numbers define."""
     of_scene, of_view = _split(numbers.scene, _SCENE_FIELDS), _split(numbers.view, _VIEW_FIELDS)
-    shapes = _build_shapes(of_scene)
+    shapes = _build_shapes(of_scene, furnished)
     arcs = torch.full_like(shapes.has_room, CameraPath.ARC, dtype=torch.long)
     kind = arcs if path_kind is None else torch.where(shapes.has_room, path_kind, arcs)
     cameras, intrinsics = place_cameras(of_scene["path"], of_view, image_size, orbit_span, kind)
@@ -124,11 +125,13 @@ def render_scenes(
     return SceneBatch(images, extrinsics, intrinsics, torch.where(depth.isfinite(), depth, 0.0))
 
 
-def _build_shapes(of_scene: dict[str, Tensor]) -> Shapes:
+def _build_shapes(of_scene: dict[str, Tensor], furnished: Tensor | None = None) -> Shapes:
     """A scene whose room clears all cameras of its path."""
     ones = torch.ones_like(of_scene["size"])
+    if furnished is None:
+        furnished = torch.zeros_like(ones[:, 0], dtype=torch.bool)
     radius, elevation = camera_radius(of_scene["path"], ones), camera_elevation(of_scene["path"], ones)
-    return build_shapes(of_scene, radius, radius * elevation.sin())
+    return build_shapes(of_scene, radius, radius * elevation.sin(), furnished)
 
 
 def _split(numbers: Tensor, fields: dict[str, int]) -> dict[str, Tensor]:

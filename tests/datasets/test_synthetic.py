@@ -176,6 +176,23 @@ class TestScene:
         assert (centre[:, :-1] > floor[:, None] - 0.1).all()
         assert (centre[:, 1 : 1 + OBJECTS] > 0).all()  # they lie on the stage
 
+    def test_furnished_rooms_are_full_from_wall_to_wall(self) -> None:
+        fields = _split(draw_numbers(64, 1, torch.Generator().manual_seed(2)).scene, _SCENE_FIELDS)
+        chosen = torch.arange(64) % 2 == 0
+        plain, shapes = _build_shapes(fields), _build_shapes(fields, chosen)
+        moved = (plain.centre != shapes.centre).flatten(1).any(1)
+        assert torch.equal(moved, chosen & plain.has_room)
+        assert torch.equal(plain.to_unit[~moved], shapes.to_unit[~moved])
+        room, to_room = shapes.centre[:, None, -1], shapes.to_unit[:, None, -1]
+        of_plain, place = (
+            rotate(to_room, s.centre[:, 1 : 1 + OBJECTS] - room)[moved] for s in (plain, shapes)
+        )
+        assert place.abs().max() < 1  # they stand in the room
+        assert place[..., 2].mean() < of_plain[..., 2].mean() - 0.1  # on its floor, not at the stage's height
+        across, of_plain = place[..., :2].std(1), of_plain[..., :2].std(1)
+        assert (across > 0.2).all()
+        assert across.mean() > 3 * of_plain.mean()
+
     def test_a_larger_image_shows_the_same(self) -> None:
         """By an odd factor, here 3, every pixel's centre is a centre in the larger image too."""
         small, large = (synthetic_scene(4, 2, image_size=(s * 20, s * 28)) for s in (1, 3))

@@ -24,7 +24,7 @@ class TestRecipe:
         assert {span for _, _, span in first} == {(0.3, 1.0)}
         assert {count for count, _, _ in last} == {2, 3, 4, 6, 8, 12, 16, 24}
         assert {span for _, _, span in last} == {(0.6, 6.0)}
-        assert {size for _, size, _ in first} == {size for _, size, _ in last} == {(112, 112), (72, 112)}
+        assert {size for _, size, _ in first} == {size for _, size, _ in last} == set(recipe.image_sizes)
 
     def test_truth_is_normalised(self, examples) -> None:
         numbers = draw_numbers(3, 2, torch.Generator().manual_seed(0))
@@ -78,7 +78,8 @@ class TestRecipe:
         recipe, generator = examples["tiny_vggt_recipe"], torch.Generator().manual_seed(0)
         numbers, span = draw_numbers(6, 2, generator), torch.full((6,), 2.0)
         clean = render_scenes(numbers, (12, 16), span).images
-        taken = recipe.make_batch(numbers, (12, 16), span, torch.zeros(6), generator).images
+        arcs, furnished = torch.zeros(6), torch.zeros(6, dtype=torch.bool)
+        taken = recipe.make_batch(numbers, (12, 16), span, arcs, furnished, generator).images
         assert taken.min() >= 0
         assert taken.max() <= 1
         spread = (taken - clean).square().mean((1, 2, 3, 4)).sqrt()
