@@ -237,12 +237,17 @@ def confident_distance(distance: Tensor, confidence: Tensor, known: Tensor) -> t
 def examine(
     model: VggtModel, image_size: tuple[int, int], num_scenes: int, folders: Sequence[Path] = ()
 ) -> dict[str, dict[str, float]]:
-    """Marks of the held-out scenes (seeds 0, 1, ...) together, and of each scene in a folder by its name."""
+    """Marks of the held-out scenes (seeds 0, 1, ...) together, and of each scene in a folder by its name.
+
+    The first quarter of the held-out scenes is marked again as seen on other paths.
+    """
     device = next(model.parameters()).device
-    options = {"image_size": image_size, "device": device}
-    marks = {
-        "held_out": mark(model, [synthetic_scene(s, EXAMINED_VIEWS, **options) for s in range(num_scenes)])
-    }
+    paths = {"held_out": CameraPath.ARC, "walks": CameraPath.WALK, "visits": CameraPath.VISIT}
+    marks = {}
+    for name, path_kind in paths.items():
+        options = {"image_size": image_size, "device": device, "path_kind": path_kind}
+        count = num_scenes if path_kind == CameraPath.ARC else math.ceil(num_scenes / 4)
+        marks[name] = mark(model, [synthetic_scene(s, EXAMINED_VIEWS, **options) for s in range(count)])
     for folder in folders:
         scene = load_scene(folder, image_size[1], model.config.patch_size, EXAMINED_VIEWS)
         marks[scene.name] = mark(model, [scene.to(device)])

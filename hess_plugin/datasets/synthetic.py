@@ -72,6 +72,7 @@ def synthetic_scene(
     *,
     image_size: int | tuple[int, int] = 112,
     device: torch.device | str = "cpu",
+    path_kind: CameraPath = CameraPath.ARC,
 ) -> Scene:
     """The scene of a seed, with ground truth; the same on every device up to rounding.
 
@@ -80,6 +81,7 @@ def synthetic_scene(
         num_views: photos taken; their order along the orbit is random.
         image_size: (height, width) in pixels, or one number for a square; the field of view is horizontal.
         device: where the scene is rendered and returned.
+        path_kind: how cameras go through it where there is a room; in scenes of the data set, along arcs.
 
     Raises:
         ValueError: for a negative seed, or fewer than one view or pixel.
@@ -94,7 +96,8 @@ def synthetic_scene(
     if num_views < 1 or min(size) < 1:
         raise ValueError(f"a scene needs at least 1 view and 1 pixel, got {num_views} views of size {size}.")
     numbers = draw_numbers(1, num_views, torch.Generator().manual_seed(seed))
-    batch = render_scenes(SceneNumbers(*(part.to(device) for part in numbers)), size)
+    kind = torch.tensor([path_kind], device=device)
+    batch = render_scenes(SceneNumbers(*(part.to(device) for part in numbers)), size, path_kind=kind)
     return Scene(f"synthetic-{seed}", **{name: tensor[0] for name, tensor in batch._asdict().items()})
 
 

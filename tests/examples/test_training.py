@@ -26,7 +26,7 @@ class TestTraining:
         assert record["parameters"] == sum(p.numel() for p in model.parameters())
         assert 0 <= record["held_out_scenes"]["auc_30"] <= 1
         kinds = [json.loads(line)["kind"] for line in (folder / "log.jsonl").read_text().splitlines()]
-        assert kinds == ["train", "examination"]
+        assert kinds == ["train", *["examination"] * 3]
 
     def test_starts_from_a_model_and_marks_real_scenes(self, examples, tmp_path: Path) -> None:
         script, start, export = examples["train_tiny_vggt"], tmp_path / "start", tmp_path / "model"
@@ -39,7 +39,7 @@ class TestTraining:
             torch.testing.assert_close(found[key], value, rtol=1e-2, atol=1e-3, msg=key)
         log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
         marked = [entry for entry in log if entry["kind"] == "examination"]
-        assert [entry["scenes"] for entry in marked] == ["held_out", "hololens_office"]
+        assert [entry["scenes"] for entry in marked] == ["held_out", "walks", "visits", "hololens_office"]
         assert all(0 <= entry["auc_30"] <= 1 and entry["point_error"] > 0 for entry in marked)
 
     def test_resumed_equals_unbroken(self, examples, tmp_path: Path) -> None:
