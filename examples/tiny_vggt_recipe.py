@@ -239,14 +239,17 @@ def examine(
 ) -> dict[str, dict[str, float]]:
     """Marks of the held-out scenes (seeds 0, 1, ...) together, and of each scene in a folder by its name.
 
-    The first quarter of the held-out scenes is marked again as seen on other paths.
+    The first quarter of the held-out scenes is marked again on walks and visits, where there is a room.
     """
-    device = next(model.parameters()).device
-    paths = {"held_out": CameraPath.ARC, "walks": CameraPath.WALK, "visits": CameraPath.VISIT}
+    device, quarter = next(model.parameters()).device, math.ceil(num_scenes / 4)
+    paths = {
+        "held_out": (CameraPath.ARC, num_scenes),
+        "walks": (CameraPath.WALK, quarter),
+        "visits": (CameraPath.VISIT, quarter),
+    }
     marks = {}
-    for name, path_kind in paths.items():
+    for name, (path_kind, count) in paths.items():
         options = {"image_size": image_size, "device": device, "path_kind": path_kind}
-        count = num_scenes if path_kind == CameraPath.ARC else math.ceil(num_scenes / 4)
         marks[name] = mark(model, [synthetic_scene(s, EXAMINED_VIEWS, **options) for s in range(count)])
     for folder in folders:
         scene = load_scene(folder, image_size[1], model.config.patch_size, EXAMINED_VIEWS)

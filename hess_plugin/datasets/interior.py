@@ -92,9 +92,9 @@ def _place_objects(
     standing = quaternion_to_rotation(torch.cat([zeros, zeros, yaw.sin(), yaw.cos()], -1))
     rotation = torch.where(upright[..., None] < 0.7, standing, _random_rotation(turn))
     radius, angle, lift = place.unbind(-1)
-    away, direction = radius.sqrt()[:, None], _circle(angle)
-    on_stage, on_floor = extent[:, :, None] * 0.8 * away * direction, _on_floor(room, away * direction)
-    x, y = torch.where(furnished[..., None], on_floor, on_stage).unbind(1)
+    radius, away = radius.sqrt()[:, None], _circle(angle)
+    on_stage = extent[:, :, None] * 0.8 * radius * away  # in this order: what a seed shows hangs on rounding
+    x, y = torch.where(furnished[..., None], _on_floor(room, radius * away), on_stage).unbind(1)
     reach = (rotation[..., 2, :] * half).norm(dim=-1)  # of an ellipsoid, above its centre
     z = 0.95 * reach + 0.5 * lift**4 + torch.where(furnished, floor, 0.0)
     return torch.cat([torch.stack([x, y, z], -1), half], -1), rotation
@@ -111,9 +111,8 @@ def _place_seats(numbers: Tensor, extent: Tensor, floor: Tensor, room: Tensor, f
     anywhere = _on_floor(room, gap.sqrt()[:, None] * away)
     x, y = torch.where(furnished[..., None], anywhere, around).unbind(1)
     size = torch.where(furnished, 2.0, 1.0)
-    long, wide, high = (
-        size * between(*side) for side in ((long, 0.15, 0.35), (wide, 0.15, 0.35), (high, 0.15, 0.6))
-    )
+    long, wide = (size * between(side, 0.15, 0.35) for side in (long, wide))
+    high = size * between(high, 0.15, 0.6)
     thick = torch.where(solid < 0.3, high / 2, 0.03)
     side_x, side_y = away.sign().unbind(1)
     on_x, rise = away[:, 0].abs() > away[:, 1].abs(), 0.6 * high * back

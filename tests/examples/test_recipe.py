@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from hess_plugin.datasets.camera_paths import CameraPath
 from hess_plugin.datasets.synthetic import draw_numbers, render_scenes
 from hess_plugin.geometry.cameras import encode_pose, quaternion_to_rotation
 
@@ -78,7 +79,7 @@ class TestRecipe:
         recipe, generator = examples["tiny_vggt_recipe"], torch.Generator().manual_seed(0)
         numbers, span = draw_numbers(6, 2, generator), torch.full((6,), 2.0)
         clean = render_scenes(numbers, (12, 16), span).images
-        arcs, furnished = torch.zeros(6), torch.zeros(6, dtype=torch.bool)
+        arcs, furnished = torch.full((6,), CameraPath.ARC), torch.zeros(6, dtype=torch.bool)
         taken = recipe.make_batch(numbers, (12, 16), span, arcs, furnished, generator).images
         assert taken.min() >= 0
         assert taken.max() <= 1
