@@ -113,17 +113,23 @@ def _walk_along_chord(
 def _visit_places(
     path: Tensor, span: Tensor, place: Tensor, of_view: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """As `_follow_arc`, in groups: those of a group stand close together and turn to and fro."""
+    """As `_follow_arc`, in groups: those of a group take a few steps through the room and turn to and fro."""
     group = (GROUPS * place).long().clamp(max=place.shape[1] - 1)[..., None]
     of_group = {
         name: numbers.gather(1, group.expand(-1, -1, numbers.shape[-1])) for name, numbers in of_view.items()
     }
     azimuth = path[:, 2, None] + span / (2 * math.pi) * of_group["azimuth"][..., 0]
     height = camera_elevation(path, of_group["elevation"][..., 0]).sin()
-    position = camera_radius(path, of_group["radius"][..., 0])[..., None] * unit_vector(azimuth, height)
+    middle = camera_radius(path, of_group["radius"][..., 0])[..., None] * unit_vector(azimuth, height)
+    steps = between(path[:, 5, None], 0.0, 3.0) * (GROUPS * place % 1 - 0.5)
+    bearing = of_group["roll"][..., 0]
+    position = middle + steps[..., None] * unit_vector(bearing, torch.zeros_like(bearing))
     position = position + 0.15 * (2 * of_view["target"] - 1)
+    farthest = camera_radius(path, torch.ones_like(azimuth))  # the room clears this
+    inside = (farthest / position[..., :2].norm(dim=-1)).clamp(max=1.0)[..., None]
+    position = torch.cat([inside * position[..., :2], position[..., 2:]], -1)
     aside, above = (2 * of_group["target"] - 1).split([2, 1], -1)
-    x, y, z = (torch.cat([1.2 * aside, 0.5 * above], -1) - position).unbind(-1)
+    x, y, z = (torch.cat([1.2 * aside, 0.5 * above], -1) - middle).unbind(-1)
     turn = 0.2 * math.pi * (2 * of_view["radius"][..., 0] - 1)
     flat = torch.stack([turn.cos() * x - turn.sin() * y, turn.sin() * x + turn.cos() * y], -1)
     return position, torch.cat([flat, (z + 0.3 * (2 * of_view["elevation"][..., 0] - 1))[..., None]], -1)

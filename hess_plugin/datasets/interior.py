@@ -40,7 +40,7 @@ def build_shapes(drawn: dict[str, Tensor], reach: Tensor, top: Tensor, furnished
     Args:
         drawn: numbers [B, n] in [0, 1), by the names of `FIELDS`.
         reach, top: [B, 1], how far the cameras may get from the z axis, and how high.
-        furnished: [B] bool, whether a room has objects and larger seats all over its floor, not at the stage.
+        furnished: [B] bool, whether half of a room's objects and seats stand, larger, all over its floor.
     """
     kind, long, wide, disc, drop = drawn["stage"][..., None].unbind(1)  # [B, 1] each
     is_round, is_table = kind < 0.25, (kind > 0.25) & (kind < 0.65)
@@ -84,7 +84,8 @@ def _place_objects(
     """Blocks on the stage or floor, and their rotations [B, n, 3, 3]; most stand upright and square to it."""
     half, place = (drawn[name].unflatten(1, (OBJECTS, 3)) for name in ("half", "place"))
     turn, upright = drawn["turn"].unflatten(1, (OBJECTS, 4)).split([3, 1], -1)
-    bulk = torch.where(furnished, 2.4, extent.mean(1, keepdim=True).clamp(max=1.6))
+    scattered = _every_other(furnished, OBJECTS)
+    bulk = torch.where(scattered, 2.4, extent.mean(1, keepdim=True).clamp(max=1.6))
     size = between(drawn["size"], 0.3, 1.0) * bulk
     half = between(half**2, 0.06, 0.4) * size[..., None]
     yaw = math.pi / 2 * (2 * turn[..., :1] - 1) ** 3  # half of a turn by up to π, mostly little
@@ -94,23 +95,24 @@ def _place_objects(
     radius, angle, lift = place.unbind(-1)
     radius, away = radius.sqrt()[:, None], _circle(angle)
     on_stage = extent[:, :, None] * 0.8 * radius * away  # in this order: what a seed shows hangs on rounding
-    x, y = torch.where(furnished[..., None], _on_floor(room, radius * away), on_stage).unbind(1)
+    x, y = torch.where(scattered[:, None], _on_floor(room, radius * away), on_stage).unbind(1)
     reach = (rotation[..., 2, :] * half).norm(dim=-1)  # of an ellipsoid, above its centre
-    z = 0.95 * reach + 0.5 * lift**4 + torch.where(furnished, floor, 0.0)
+    z = 0.95 * reach + 0.5 * lift**4 + torch.where(scattered, floor, 0.0)
     return torch.cat([torch.stack([x, y, z], -1), half], -1), rotation
 
 
 def _place_seats(numbers: Tensor, extent: Tensor, floor: Tensor, room: Tensor, furnished: Tensor) -> Tensor:
     """Blocks around the stage: chairs with backs away from it, and stools that are solid to the floor.
 
-    In furnished rooms they stand anywhere and are as large as tables, desks and chests.
+    In furnished rooms every other one stands anywhere and is as large as a table, desk or chest.
     """
+    scattered = _every_other(furnished, SEATS)
     angle, gap, long, wide, high, back, solid = numbers.unflatten(1, (SEATS, 7)).unbind(-1)
     away = _circle(angle)
     around = (extent[:, :, None] + between(gap, 0.0, 0.6)[:, None]) * away
     anywhere = _on_floor(room, gap.sqrt()[:, None] * away)
-    x, y = torch.where(furnished[..., None], anywhere, around).unbind(1)
-    size = torch.where(furnished, 2.0, 1.0)
+    x, y = torch.where(scattered[:, None], anywhere, around).unbind(1)
+    size = torch.where(scattered, 2.0, 1.0)
     long, wide = (size * between(side, 0.15, 0.35) for side in (long, wide))
     high = size * between(high, 0.15, 0.6)
     thick = torch.where(solid < 0.3, high / 2, 0.03)
@@ -124,6 +126,11 @@ def _place_seats(numbers: Tensor, extent: Tensor, floor: Tensor, room: Tensor, f
         *(_blocks(x + s * long, y + s * wide, floor + high / 2, 0.02, 0.02, high / 2) for s in (-0.9, 0.9)),
     ]
     return torch.cat(parts, 1)
+
+
+def _every_other(furnished: Tensor, count: int) -> Tensor:
+    """Which [B, n] of the things in furnished [B, 1] rooms leave the stage."""
+    return furnished & (torch.arange(count, device=furnished.device) % 2 == 0)
 
 
 def _on_floor(room: Tensor, place: Tensor) -> Tensor:
