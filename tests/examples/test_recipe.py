@@ -76,6 +76,7 @@ class TestRecipe:
 
     def test_blur_and_noise(self, examples, monkeypatch) -> None:
         monkeypatch.setattr(examples["scene_looks"], "CHANGED", 0.0)
+        monkeypatch.setattr(examples["tiny_vggt_recipe"], "expose_each", lambda images, _: images)
         recipe, generator = examples["tiny_vggt_recipe"], torch.Generator().manual_seed(0)
         numbers, span = draw_numbers(6, 2, generator), torch.full((6,), 2.0)
         clean = render_scenes(numbers, (12, 16), span).images
@@ -158,6 +159,28 @@ class TestRecipe:
         assert 1.5 < gain.max() < 2.201
         flat = torch.full((16, 2, 3, 9, 10), 0.3)
         torch.testing.assert_close(change_contrast(flat, generator), flat)
+
+    def test_saturation(self, examples) -> None:
+        """Brightness stays; some scenes turn grey, others get more colour than they had."""
+        generator = torch.Generator().manual_seed(0)
+        photos = 0.3 + 0.2 * torch.rand(64, 2, 3, 9, 10, generator=generator)
+        changed = examples["scene_looks"].change_saturation(photos, generator)
+        torch.testing.assert_close(changed.mean(2), photos.mean(2))
+        share = changed.std(2).mean((1, 2, 3)) / photos.std(2).mean((1, 2, 3))
+        assert 3 < (share < 1e-5).sum() < 20
+        assert 1.1 < share.max() < 1.301
+
+    def test_each_photo_has_its_exposure(self, examples) -> None:
+        """One factor for each channel of a photo; factors of a scene differ, in some scenes more."""
+        photos = torch.full((64, 8, 3, 2, 3), 0.1)
+        factor = examples["scene_looks"].expose_each(photos, torch.Generator().manual_seed(0)) / photos
+        assert torch.equal(factor, factor[..., :1, :1].expand_as(factor))
+        logarithm = factor[..., 0, 0].log()
+        exposure = logarithm.mean(2)
+        balance = logarithm - exposure[:, :, None]
+        assert 0.25 < exposure.std(1).max() < 0.6
+        assert exposure.std(1).min() < 0.05
+        assert 0.08 < balance.square().mean((1, 2)).sqrt().max() < 0.25
 
 
 class TestSolidTexture:
