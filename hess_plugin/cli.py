@@ -88,7 +88,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, metavar="FOLDER", help="your photos instead of the examples")
     add("--out", type=Path, metavar="FOLDER", help="where results go (default: ./hess-demo)")
     add("--density", type=float, help="share of attention blocks to keep (default: 0.5)")
-    add("--views", type=int, help="photos per scene, evenly spaced (default: 16)")
+    add("--views", type=int, help="photos per scene, evenly spaced (default: 24)")
     add("--model", help="folder or repository of a VGGT checkpoint (default: the embedded one)")
     add("--hess", help="scores: alias, folder or repository (default: beside the weights)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")

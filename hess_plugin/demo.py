@@ -51,7 +51,7 @@ class DemoSettings:
     model: str = str(EMBEDDED_MODEL)  # folder or repository of a VGGT checkpoint
     hess: Any = None  # every form of `hess=`; None takes the scores beside the weights
     density: float = 0.5  # share of attended blocks
-    views: int = 16  # at most this many photos a scene, evenly spaced
+    views: int = 24  # at most this many photos a scene, evenly spaced
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
 
     def __post_init__(self) -> None:
