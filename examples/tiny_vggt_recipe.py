@@ -44,7 +44,7 @@ class Recipe:
     image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112), (112, 168))  # square photos and 3:2
     views_per_step: int = 672  # per process; enough that a large GPU, not the host, sets the pace
     dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
-    path_kinds: tuple[float, float, float] = (0.35, 0.25, 0.4)  # shares of arcs, walks and visits
+    path_kinds: tuple[float, float, float] = (0.3, 0.2, 0.5)  # shares of arcs, walks and visits
     furnished: float = 0.6  # share of walks and visits through rooms that are furnished from wall to wall
     ramp: float = 0.3  # share of the training after which lessons are at full difficulty
     config: tuple[tuple[str, object], ...] = (
