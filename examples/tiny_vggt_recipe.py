@@ -125,6 +125,12 @@ def normalise(scenes: SceneBatch) -> Batch:
     return Batch(scenes.images, extrinsics, scenes.intrinsics, points, depth)
 
 
+def normalised_truth(scene: Scene) -> Batch:
+    """A batch of one scene with known cameras and depth."""
+    known = (scene.images, scene.extrinsics, scene.intrinsics, scene.depth)
+    return normalise(SceneBatch(*(tensor[None] for tensor in known)))
+
+
 def draw_lesson(
     recipe: Recipe, progress: float, step: int, generator: torch.Generator
 ) -> tuple[tuple[SceneNumbers, tuple[int, int], Tensor, Tensor, Tensor, torch.Generator], Tensor]:
@@ -263,8 +269,7 @@ def mark(model: VggtModel, scenes: Sequence[Scene]) -> dict[str, float]:
     """AUC@30 over the pairs of views, and means of ATE and point error in units of the normalised scenes."""
     errors, drifts, distances = [], [], []
     for scene in scenes:
-        known = (scene.images, scene.extrinsics, scene.intrinsics, scene.depth)
-        batch = normalise(SceneBatch(*(tensor[None] for tensor in known)))
+        batch = normalised_truth(scene)
         output = model(scene.images)
         predicted, truth = output.extrinsics[0], batch.extrinsics[0]
         errors.append(pair_errors(predicted, truth).pose)

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hess_plugin.datasets import synthetic_scene
+from hess_plugin.demo import EMBEDDED_PHOTOS
 from hess_plugin.evaluation.measurements import read_measurements
+from hess_plugin.loading import EMBEDDED_MODEL
+from hess_plugin.models import VggtModel
 
 
 class TestComparison:
@@ -30,6 +34,40 @@ class TestComparison:
             assert {name: f"{measured[method, name].value:.4f}" for name in printed} == printed
             assert f"{measured[method, 'ate'].density:.4f}" == f"{density[method]:.4f}"
         assert measured["hess", "ate"].command.endswith("--scenes 2 --views 4 --density 0.5")
+
+
+class TestPhotos:
+    def test_table(self, examples, capsys: pytest.CaptureFixture[str]) -> None:
+        module = examples["examine_photos"]
+        module.main([str(EMBEDDED_PHOTOS), "--widths", "40", "48", "--firsts", "2"])
+        about, _, *lines = capsys.readouterr().out.splitlines()
+        assert about.endswith("2 first photos")
+        rows = [re.split(r"  +", line.strip()) for line in lines]
+        changes = list(module.CHANGES)
+        assert [row[1:3] for row in rows] == [[s, c] for s in ("24 x 40", "32 x 48") for c in changes]
+        numbers = torch.tensor([[float(x) for x in row[3:]] for row in rows])
+        mean, low, high = numbers[:, :3].unbind(1)
+        assert (low <= mean + 1e-3).all()
+        assert (mean <= high + 1e-3).all()
+        assert len(numbers.unique(dim=0)) == len(rows)  # every change and size tells
+
+    def test_numbers_are_those_of_the_examination(self, examples) -> None:
+        module = examples["examine_photos"]
+        model = VggtModel.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32).eval()
+        scene = synthetic_scene(3, 4, image_size=56)
+        mark = examples["tiny_vggt_recipe"].mark(model, [scene])
+        *found, from_depth, with_true_cameras = module.measure(model, scene)
+        assert found == pytest.approx(list(mark.values()))
+        assert 0 < with_true_cameras < from_depth < 1
+
+    def test_other_photos_come_first(self, examples) -> None:
+        scene = synthetic_scene(3, 5, image_size=8)
+        each_first = examples["examine_photos"].each_first
+        order = [[int(name) for name in other.view_ids] for other in each_first(scene, 9)]
+        assert order == [
+            [0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [2, 0, 1, 3, 4], [3, 0, 1, 2, 4], [4, 0, 1, 2, 3],
+        ]  # fmt: skip
+        assert [other.view_ids[0] for other in each_first(scene, 2)] == ["000", "002"]
 
 
 class TestHalfPrecision:

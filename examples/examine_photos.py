@@ -1,0 +1,113 @@
+"""How well a model reconstructs photo sets with known cameras and depth, and what that hangs on.
+
+    python examples/examine_photos.py hess_plugin/assets/hololens_office
+    python examples/examine_photos.py FOLDER FOLDER --model runs/tiny/export --widths 112 168
+
+All photos of a set are used. A row is the mean over `--firsts` photos put first in turn, spread over the
+set, since the first camera is the frame of all; with the lowest and highest AUC@30. Errors are those of the
+examination in training (`tiny_vggt_recipe.py`): 1 is the mean distance of the points from the first camera.
+Points come from the point head, from depth and predicted cameras, and from depth and true cameras; their
+errors are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tiny_vggt_recipe import normalised_truth
+from torch import Tensor
+from tqdm import tqdm
+
+from hess_plugin.datasets import Scene, load_scene
+from hess_plugin.evaluation.mvs import aligned_point_error
+from hess_plugin.evaluation.pose import ate, auc, pair_errors
+from hess_plugin.geometry.cameras import unproject_depth
+from hess_plugin.loading import EMBEDDED_MODEL
+from hess_plugin.models import VggtModel
+from hess_plugin.tables import format_table
+
+HEADINGS = ("photos", "size", "change", "AUC@30", "lowest", "highest", "ATE")
+HEADINGS += ("point head", "depth", "true cameras")
+
+
+def _balance(images: Tensor) -> Tensor:
+    """Each photo's channels by factors of their own, 10 % of standard deviation; the same every time."""
+    noise = torch.randn(len(images), 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    return (images * (0.1 * noise).exp()).clamp(0, 1)
+
+
+def _contrast(images: Tensor) -> Tensor:
+    return images.mean() + 0.6 * (images - images.mean())
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of photos [V, 3, height, width] in [0, 1]
+    "none": lambda images: images,
+    "grey": lambda images: images.mean(1, keepdim=True).expand_as(images),
+    "half the colour": lambda images: (images + images.mean(1, keepdim=True)) / 2,
+    "0.6 times the contrast": _contrast,
+    "brighter (power 0.6)": lambda images: images**0.6,
+    "darker (power 1.5)": lambda images: images**1.5,
+    "blurred": lambda images: F.avg_pool2d(images, 3, 1, 1, count_include_pad=False),
+    "white balances": _balance,
+}
+
+
+@torch.inference_mode()
+def measure(model: VggtModel, scene: Scene) -> list[float]:
+    """AUC@30, ATE, and the point errors from the three sources."""
+    truth, output = normalised_truth(scene), model(scene.images)
+    assert output.extrinsics is not None
+    assert output.intrinsics is not None
+    cameras, depth = output.extrinsics[0], output.depth[0, ..., 0]
+    sources = (
+        output.world_points[0],
+        unproject_depth(depth, cameras, output.intrinsics[0]),
+        unproject_depth(depth, truth.extrinsics[0], truth.intrinsics[0]),
+    )
+    errors = [aligned_point_error(points, truth.points[0], truth.depth[0] > 0) for points in sources]
+    pose = pair_errors(cameras, truth.extrinsics[0]).pose
+    return [auc(pose, 30), ate(cameras, truth.extrinsics[0]), *errors]
+
+
+def each_first(scene: Scene, count: int) -> Iterator[Scene]:
+    """The scene with other photos first, evenly spread over it; the others keep their order."""
+    views = len(scene.images)
+    for k in range(min(count, views)):
+        first = k * views // min(count, views)
+        yield scene.select([first, *(view for view in range(views) if view != first)])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("photos", type=Path, nargs="+", help="folders with a cameras.json")
+    parser.add_argument("--model", default=str(EMBEDDED_MODEL), help="folder of a checkpoint")
+    parser.add_argument("--widths", type=int, nargs="+", help="of the photos, pixels (default: the model's)")
+    parser.add_argument("--firsts", type=int, default=4, help="photos put first in turn")
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = VggtModel.from_pretrained(options.model, dtype=torch.float32).to(device).eval()
+    patch = model.config.patch_size
+    rows = []
+    for folder in options.photos:
+        for width in options.widths or [model.config.img_size]:
+            scene = load_scene(folder, width, patch).to(device)
+            for name, change in tqdm(CHANGES.items(), desc=scene.name, unit="change", disable=None):
+                changed = change(scene.images.cpu()).to(device).contiguous()
+                seen = Scene(scene.name, changed, scene.extrinsics, scene.intrinsics, scene.depth)
+                marks = torch.tensor([measure(model, other) for other in each_first(seen, options.firsts)])
+                low, high = marks[:, 0].aminmax()
+                mean = marks.mean(0).tolist()
+                numbers = [f"{value:.3f}" for value in (mean[0], float(low), float(high), *mean[1:])]
+                size = "{} x {}".format(*scene.images.shape[-2:])
+                rows.append([scene.name, size, name, *numbers])
+    print(f"{device}, torch {torch.__version__}, {options.model}, {options.firsts} first photos")
+    print(format_table(HEADINGS, rows))
+
+
+if __name__ == "__main__":
+    main()
