@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,15 +41,11 @@ def _balance(images: Tensor) -> Tensor:
     return (images * (0.1 * noise).exp()).clamp(0, 1)
 
 
-def _contrast(images: Tensor) -> Tensor:
-    return images.mean() + 0.6 * (images - images.mean())
-
-
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of photos [V, 3, height, width] in [0, 1]
     "none": lambda images: images,
-    "grey": lambda images: images.mean(1, keepdim=True).expand_as(images),
+    "grey": lambda images: images.mean(1, keepdim=True).repeat(1, 3, 1, 1),
     "half the colour": lambda images: (images + images.mean(1, keepdim=True)) / 2,
-    "0.6 times the contrast": _contrast,
+    "0.6 times the contrast": lambda images: images.mean() + 0.6 * (images - images.mean()),
     "brighter (power 0.6)": lambda images: images**0.6,
     "darker (power 1.5)": lambda images: images**1.5,
     "blurred": lambda images: F.avg_pool2d(images, 3, 1, 1, count_include_pad=False),
@@ -81,6 +78,18 @@ def each_first(scene: Scene, count: int) -> Iterator[Scene]:
         yield scene.select([first, *(view for view in range(views) if view != first)])
 
 
+def rows_of(model: VggtModel, scene: Scene, firsts: int) -> Iterator[list[str]]:
+    """A row of the table for each of `CHANGES`."""
+    size = "{} x {}".format(*scene.images.shape[-2:])
+    for name, change in tqdm(CHANGES.items(), desc=f"{scene.name}, {size}", unit="change", disable=None):
+        changed = replace(scene, images=change(scene.images)).to(model.device)
+        marks = torch.tensor([measure(model, other) for other in each_first(changed, firsts)])
+        low, high = marks[:, 0].aminmax()
+        mean = marks.mean(0).tolist()
+        numbers = (mean[0], float(low), float(high), *mean[1:])
+        yield [scene.name, size, name, *(f"{number:.3f}" for number in numbers)]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -91,20 +100,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = VggtModel.from_pretrained(options.model, dtype=torch.float32).to(device).eval()
-    patch = model.config.patch_size
-    rows = []
+    rows: list[list[str]] = []
     for folder in options.photos:
         for width in options.widths or [model.config.img_size]:
-            scene = load_scene(folder, width, patch).to(device)
-            for name, change in tqdm(CHANGES.items(), desc=scene.name, unit="change", disable=None):
-                changed = change(scene.images.cpu()).to(device).contiguous()
-                seen = Scene(scene.name, changed, scene.extrinsics, scene.intrinsics, scene.depth)
-                marks = torch.tensor([measure(model, other) for other in each_first(seen, options.firsts)])
-                low, high = marks[:, 0].aminmax()
-                mean = marks.mean(0).tolist()
-                numbers = [f"{value:.3f}" for value in (mean[0], float(low), float(high), *mean[1:])]
-                size = "{} x {}".format(*scene.images.shape[-2:])
-                rows.append([scene.name, size, name, *numbers])
+            rows += rows_of(model, load_scene(folder, width, model.config.patch_size), options.firsts)
     print(f"{device}, torch {torch.__version__}, {options.model}, {options.firsts} first photos")
     print(format_table(HEADINGS, rows))
 

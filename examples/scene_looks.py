@@ -79,7 +79,7 @@ def change_contrast(images: Tensor, generator: torch.Generator) -> Tensor:
 def expose_each(images: Tensor, generator: torch.Generator) -> Tensor:
     """Photos with exposures and white balances of their own, as automatic cameras choose them.
 
-    Their logarithms have a standard deviation of up to 0.3 and 0.15, otherwise in each scene.
+    Their logarithms have a standard deviation of up to 0.3 and 0.15, of each scene another share.
     """
     strength = torch.rand(len(images), 1, 1, 1, 1, generator=generator, device=images.device)
     exposure, balance = (

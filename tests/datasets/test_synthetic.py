@@ -270,7 +270,7 @@ class TestScene:
     @pytest.mark.parametrize("views", [2, 12])
     def test_visits_are_to_few_places_inside_where_cameras_turn(self, views: int) -> None:
         numbers = draw_numbers(16, views, torch.Generator().manual_seed(5))
-        numbers.scene[:, -3] = 0  # no steps there
+        numbers.scene[:, -3] = 0  # the path's number for the length of steps there: none
         span = torch.full((16,), 3.0)
         arcs = render_scenes(numbers, (6, 8), span)
         batch = render_scenes(numbers, (6, 8), span, torch.full((16,), CameraPath.VISIT))
@@ -292,7 +292,7 @@ class TestScene:
         kind = torch.full((16,), CameraPath.VISIT)
         batches = []
         for steps in (0, 1):
-            numbers.scene[:, -3] = steps
+            numbers.scene[:, -3] = steps  # the path's number for their length, none and the longest
             batches.append(render_scenes(numbers, (6, 8), torch.full((16,), 3.0), kind))
         still, walked = (camera_centers(batch.extrinsics) for batch in batches)
         moved = (still - walked).norm(dim=-1)
