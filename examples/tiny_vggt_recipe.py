@@ -41,7 +41,7 @@ EXAMINED_VIEWS = 16
 class Recipe:
     """Sizes of a training; the defaults are for one large GPU, `toy()` for a test on a CPU."""
 
-    image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112), (112, 168))  # square photos and 3:2
+    image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112), (72, 112))  # most cameras take 3:2
     views_per_step: int = 672  # per process; enough that a large GPU, not the host, sets the pace
     dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
     path_kinds: tuple[float, float, float] = (0.3, 0.2, 0.5)  # shares of arcs, walks and visits
@@ -74,9 +74,8 @@ class Recipe:
         ramp = min(1.0, progress / self.ramp) if self.ramp else 1.0
         most = 4 * 6**ramp
         counts = [count for count in VIEW_COUNTS if count <= most and self.views_per_step % count == 0]
-        weights = [math.sqrt(count) for count in counts]
         chance = random.Random(step)
-        num_views = chance.choices(counts, weights)[0]
+        num_views = chance.choices(counts, weights=counts)[0]  # many views are what is hard
         return num_views, chance.choice(self.image_sizes), (0.3 + 0.3 * ramp, 1.0 + 5.0 * ramp)
 
 

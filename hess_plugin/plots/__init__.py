@@ -1,5 +1,6 @@
 """Pictures of reconstructions and scores (needs the extra `demo`); functions take tensors only."""
 
+from .consistency import stability
 from .contact_sheet import SheetBlock, SheetColumn, contact_sheet
 from .heatmap import score_heatmap
 from .point_cloud import PointCloud, clean_mask, colored_cloud, frustums
@@ -21,5 +22,6 @@ __all__ = [
     "frustums",
     "overview",
     "score_heatmap",
+    "stability",
     "tradeoff_figure",
 ]

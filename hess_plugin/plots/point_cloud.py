@@ -138,10 +138,12 @@ def write_glb(path: str | Path, cloud: PointCloud, pyramids: Tensor) -> Path:
 
     glTF has +y up and looks along -z: the world is turned by half a turn about x to stand upright.
     """
-    parts = [_mesh_of_points(cloud), _mesh_of_pyramids(pyramids)]
-    for part in parts:
+    parts = {"points": _mesh_of_points(cloud), "cameras": _mesh_of_pyramids(pyramids)}
+    if not len(cloud.points):
+        del parts["points"]  # glTF has no empty clouds
+    for part in parts.values():
         part.apply_transform(torch.tensor([1.0, -1.0, -1.0, 1.0]).diag().numpy())
-    _trimesh().Scene(dict(zip(("points", "cameras"), parts, strict=True))).export(path, file_type="glb")
+    _trimesh().Scene(parts).export(path, file_type="glb")
     return Path(path)
 
 

@@ -23,9 +23,9 @@ MAX_POINTS = 60_000  # of a cloud
 _ALL_POINTS = 900_000  # of all clouds: 13 MB
 GREEN_NOTE = (
     "The error of a point in the 3D views is its distance to the nearest known point (the paper's Fig. 5); "
-    "points whose pixel has no known point are not judged. The least confident 20 % of the points and those "
-    "at depth edges are left out. A cloud that has shrunk into the true one shows little green, whatever its "
-    "point error."
+    "points whose pixel has no known point are not judged. The least confident 20 % of the points, those "
+    "at depth edges, and those that more photos contradict than confirm are left out. A cloud that has "
+    "shrunk into the true one shows little green, whatever its point error."
 )
 SECONDS_NOTE = (
     "Seconds are those of one forward pass; the first one of a process on a GPU also loads kernels."

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..datasets.scene import Scene
 from ..evaluation.compare import Reference, align, compare
 from ..evaluation.predict import Prediction
-from ..plots import PointCloud, clean_mask, colored_cloud, frustums
+from ..plots import PointCloud, clean_mask, colored_cloud, frustums, stability
 from ..plots.point_cloud import move_cameras
 
 NAMES = {
@@ -90,6 +90,13 @@ class Placed:
     depth: Tensor  # [V, height, width], NaN where unknown
 
 
+def shown_pixels(prediction: Prediction) -> Tensor:
+    """Pixels [V, height, width] bool to show: clean ones that no more photos contradict than confirm."""
+    keep = clean_mask(prediction.depth, prediction.confidence) & prediction.points.isfinite().all(dim=-1)
+    judging = prediction.depth.where(keep, torch.nan)
+    return keep & (stability(prediction.points, judging, prediction.extrinsics, prediction.intrinsics) >= 0)
+
+
 def place(result: SceneResult, method: str) -> Placed:
     """A method's reconstruction, or with method "ground_truth" the reference itself, ready to be shown."""
     images, reference = result.scene.images, result.reference
@@ -101,8 +108,7 @@ def place(result: SceneResult, method: str) -> Placed:
     else:
         prediction = result.predictions[method]
         similarity = align(prediction, reference)
-        keep = clean_mask(prediction.depth, prediction.confidence)
-        keep &= prediction.points.isfinite().all(dim=-1)
+        keep = shown_pixels(prediction)
         extrinsics, intrinsics = move_cameras(prediction.extrinsics, similarity), prediction.intrinsics
         cloud = colored_cloud(images, similarity.apply(prediction.points), keep, extrinsics)
         depth = prediction.depth * similarity.scale.float()

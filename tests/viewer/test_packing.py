@@ -14,12 +14,12 @@ import trimesh
 from viewing import bent, small_scene
 
 from hess_plugin.evaluation.compare import Reference
+from hess_plugin.geometry.cameras import camera_centers
 from hess_plugin.geometry.clouds import distances
 from hess_plugin.geometry.neighbors import nearest_neighbors
-from hess_plugin.plots import clean_mask
 from hess_plugin.viewer.clouds import write_scene
 from hess_plugin.viewer.packing import STEPS, pack_scene
-from hess_plugin.viewer.results import SceneResult, place
+from hess_plugin.viewer.results import SceneResult, place, shown_pixels
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_points_far_away_are_counted_and_others_not_coarser(result: SceneResult)
     prediction = result.predictions["dense"]
     points = prediction.points.clone()
     mask = result.reference.mask.clone()
-    shown = clean_mask(prediction.depth, prediction.confidence).nonzero()
+    shown = shown_pixels(prediction).nonzero()
     for pixel, value in ((shown[0], 1e6), (shown[-1], torch.nan)):
         points[tuple(pixel)] = value
         mask[tuple(pixel)] = False  # nor may they decide the alignment
@@ -85,6 +85,26 @@ def test_points_far_away_are_counted_and_others_not_coarser(result: SceneResult)
     clean, column = (pack_scene(each, 10**6)["columns"][1] for each in (result, spoilt))
     assert column["far"] == 1
     assert max(column["extent"]) < 1.1 * max(clean["extent"])
+
+
+def test_points_that_other_photos_contradict_are_not_shown(result: SceneResult) -> None:
+    prediction = result.predictions["dense"]
+    points, shown = prediction.points.clone(), shown_pixels(prediction)
+    center = camera_centers(prediction.extrinsics)[1]
+    points[1] = center + 0.5 * (points[1] - center)  # floats before what the others see
+    kept = shown_pixels(replace(prediction, points=points))
+    others = [0, 2, 3, 4]
+    assert torch.equal(kept[others], shown[others])
+    assert kept[1].sum() < 0.5 * shown[1].sum()
+
+
+def test_a_cloud_of_which_nothing_may_be_shown(result: SceneResult, tmp_path: Path) -> None:
+    prediction = result.predictions["dense"]
+    nothing = replace(prediction, depth=torch.zeros_like(prediction.depth))
+    empty = SceneResult.of(result.scene, result.reference, {"dense": nothing})
+    write_scene(tmp_path / "scene", empty)
+    assert set(trimesh.load(tmp_path / "scene/scene_dense.glb").geometry) == {"cameras"}
+    assert pack_scene(empty, 10**6)["columns"][1]["drawn"] == 0
 
 
 def test_files_of_a_scene(result: SceneResult, tmp_path: Path) -> None:
