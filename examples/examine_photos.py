@@ -7,7 +7,8 @@ All photos of a set are used. A row is the mean over `--firsts` photos put first
 set, since the first camera is the frame of all; with the lowest and highest AUC@30. Errors are those of the
 examination in training (`tiny_vggt_recipe.py`): 1 is the mean distance of the points from the first camera.
 Points come from the point head, from depth and predicted cameras, and from depth and true cameras; their
-errors are medians.
+errors are medians. Scale is what the predicted distances between cameras are to be multiplied by, focal the
+median of true over predicted focal lengths, in the width: 1 is right for both.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from tqdm import tqdm
 
 from hess_plugin.datasets import Scene, load_scene
 from hess_plugin.evaluation.mvs import aligned_point_error
-from hess_plugin.evaluation.pose import ate, auc, pair_errors
+from hess_plugin.evaluation.pose import align_cameras, ate, auc, pair_errors
 from hess_plugin.geometry.cameras import unproject_depth
 from hess_plugin.loading import EMBEDDED_MODEL
 from hess_plugin.models import VggtModel
 from hess_plugin.tables import format_table
 
 HEADINGS = ("photos", "size", "change", "AUC@30", "lowest", "highest", "ATE")
-HEADINGS += ("point head", "depth", "true cameras")
+HEADINGS += ("point head", "depth", "true cameras", "scale", "focal")
 
 
 def _balance(images: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of photos [V, 3, height, w
 
 @torch.inference_mode()
 def measure(model: VggtModel, scene: Scene) -> list[float]:
-    """AUC@30, ATE, and the point errors from the three sources."""
+    """AUC@30, ATE, the point errors from the three sources, scale and focal."""
     truth, output = normalised_truth(scene), model(scene.images)
     assert output.extrinsics is not None
     assert output.intrinsics is not None
@@ -67,7 +68,9 @@ def measure(model: VggtModel, scene: Scene) -> list[float]:
     )
     errors = [aligned_point_error(points, truth.points[0], truth.depth[0] > 0) for points in sources]
     pose = pair_errors(cameras, truth.extrinsics[0]).pose
-    return [auc(pose, 30), ate(cameras, truth.extrinsics[0]), *errors]
+    scale = align_cameras(cameras, truth.extrinsics[0]).scale.item()
+    focal = (truth.intrinsics[0] / output.intrinsics[0])[:, 0, 0].median().item()
+    return [auc(pose, 30), ate(cameras, truth.extrinsics[0]), *errors, scale, focal]
 
 
 def each_first(scene: Scene, count: int) -> Iterator[Scene]:

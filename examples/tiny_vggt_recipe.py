@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from hess_plugin.datasets import Scene, load_scene, synthetic_scene
 from hess_plugin.datasets.camera_paths import CameraPath
+from hess_plugin.datasets.interior import between
 from hess_plugin.datasets.synthetic import (
     SceneBatch,
     SceneNumbers,
+    SceneSettings,
     draw_numbers,
     render_scenes,
 )
@@ -46,6 +48,7 @@ class Recipe:
     dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
     path_kinds: tuple[float, float, float] = (0.3, 0.2, 0.5)  # shares of arcs, walks and visits
     furnished: float = 0.6  # share of walks and visits through rooms that are furnished from wall to wall
+    fields_of_view: tuple[float, float] = (0.45, 1.4)  # radians, from photos cut to one object to wide ones
     ramp: float = 0.3  # share of the training after which lessons are at full difficulty
     config: tuple[tuple[str, object], ...] = (
         ("embed_dim", 192), ("depth", 8), ("num_heads", 12),
@@ -92,13 +95,11 @@ class Batch(NamedTuple):
 def make_batch(
     numbers: SceneNumbers,
     image_size: tuple[int, int],
-    orbit_span: Tensor,
-    path_kind: Tensor,
-    furnished: Tensor,
+    settings: SceneSettings,
     generator: torch.Generator,
 ) -> Batch:
     """Render scenes, with their truth as `normalise` puts it and photos as cameras take them."""
-    batch = normalise(render_scenes(numbers, image_size, orbit_span, path_kind, furnished))
+    batch = normalise(render_scenes(numbers, image_size, settings))
     images = change_look(batch.images, batch.points, batch.depth > 0, generator)
     images = expose_each(images, generator)
     chance = torch.rand(2, len(images), 1, 1, 1, 1, generator=generator, device=images.device)
@@ -132,19 +133,22 @@ def normalised_truth(scene: Scene) -> Batch:
 
 def draw_lesson(
     recipe: Recipe, progress: float, step: int, generator: torch.Generator
-) -> tuple[tuple[SceneNumbers, tuple[int, int], Tensor, Tensor, Tensor, torch.Generator], Tensor]:
+) -> tuple[tuple[SceneNumbers, tuple[int, int], SceneSettings, torch.Generator], Tensor]:
     """The arguments of `make_batch` for one step, and the views that the dense heads see (flat over B·V)."""
     num_views, size, (low, high) = recipe.lesson(progress, step)
     num_scenes, device = recipe.views_per_step // num_views, generator.device
     numbers = draw_numbers(num_scenes, num_views, generator)
-    span = low + (high - low) * torch.rand(num_scenes, generator=generator, device=device)
-    chance = torch.rand(num_scenes, generator=generator, device=device)
+    span, kind, furnished, field = torch.rand(4, num_scenes, generator=generator, device=device)
     arcs, walks, _ = recipe.path_kinds
-    path_kind = (chance > arcs).long() + (chance > arcs + walks)  # nothing is copied: the host runs ahead
-    furnished = torch.rand(num_scenes, generator=generator, device=device) < recipe.furnished
-    furnished &= path_kind != CameraPath.ARC
+    path_kind = (kind > arcs).long() + (kind > arcs + walks)  # nothing is copied: the host runs ahead
+    settings = SceneSettings(
+        between(span, low, high),
+        path_kind,
+        (furnished < recipe.furnished) & (path_kind != CameraPath.ARC),
+        between(field, *recipe.fields_of_view),
+    )
     order = torch.randperm(recipe.views_per_step, generator=generator, device=device)
-    return (numbers, size, span, path_kind, furnished, generator), order[: recipe.dense_views_per_step]
+    return (numbers, size, settings, generator), order[: recipe.dense_views_per_step]
 
 
 class Lesson(nn.Module):

@@ -96,8 +96,8 @@ def write_sheet(
     title, subtitle = _headings(scores, density)
     caption = (
         "Point clouds after alignment to the reference, seen from behind and above the first camera; cameras "
-        "in red. The least confident 20 % of the points, those at depth edges, and those that more photos "
-        "contradict than confirm are left out, and backs of surfaces.\n"
+        "in red. Left out are the least confident 20 % of the points,\n"
+        "those at depth edges, those that more photos contradict than confirm, and backs of surfaces.\n"
         "Depth maps: bright is near, one range of colours per scene, grey is unknown."
     )
     caption = "\n".join([caption, *notes])

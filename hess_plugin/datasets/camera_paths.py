@@ -41,8 +41,9 @@ def place_cameras(
     path: Tensor,
     of_view: dict[str, Tensor],
     image_size: tuple[int, int],
-    orbit_span: Tensor | None,
+    orbit_span: Tensor,
     kind: Tensor,
+    field_of_view: Tensor,
 ) -> tuple[Cameras, Tensor]:
     """Cameras on their paths, and their intrinsics [B, V, 3, 3].
 
@@ -50,10 +51,9 @@ def place_cameras(
         path: numbers [B, 8] of a scene that define its path.
         of_view: those of views [B, V, n], by name.
         image_size: (height, width) in pixels.
-        orbit_span: see `render_scenes`.
-        kind: [B] of `CameraPath`.
+        orbit_span, kind, field_of_view: [B], see `SceneSettings`.
     """
-    span = between(path[:, 3:4], 0.6, 6.0) if orbit_span is None else orbit_span[:, None]
+    span = orbit_span[:, None]
     place = (of_view["order"][..., 0].argsort(1) + of_view["azimuth"][..., 0]) / of_view["order"].shape[1]
     position, ahead = _follow_arc(path, span, place, of_view)
     for other, follow in {CameraPath.WALK: _walk_along_chord, CameraPath.VISIT: _visit_places}.items():
@@ -64,7 +64,7 @@ def place_cameras(
     rotation = _look_along(ahead, 0.4 * (2 * of_view["roll"][..., 0] - 1) ** 3)
 
     height, width = image_size
-    focal = (width / 2) / torch.tan(between(path[:, 7:], 0.6, 1.3) / 2)  # [B, 1]
+    focal = (width / 2) / torch.tan(field_of_view[:, None] / 2)  # [B, 1]
     columns, rows = (torch.arange(n, device=focal.device) - (n - 1) / 2 for n in (width, height))
     x, y = columns / focal[..., None, None], rows[:, None] / focal[..., None, None]
     none, one = torch.zeros_like(focal), torch.ones_like(focal)
@@ -113,12 +113,16 @@ def _walk_along_chord(
 def _visit_places(
     path: Tensor, span: Tensor, place: Tensor, of_view: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """As `_follow_arc`, in groups: those of a group take a few steps through the room and turn to and fro."""
+    """As `_follow_arc`, in groups: those of a group take a few steps through the room and turn to and fro.
+
+    Groups stand one after the other along at least a third of a turn.
+    """
     group = (GROUPS * place).long().clamp(max=place.shape[1] - 1)[..., None]
     of_group = {
         name: numbers.gather(1, group.expand(-1, -1, numbers.shape[-1])) for name, numbers in of_view.items()
     }
-    azimuth = path[:, 2, None] + span / (2 * math.pi) * of_group["azimuth"][..., 0]
+    along = (group[..., 0] + of_group["azimuth"][..., 0]) / GROUPS
+    azimuth = path[:, 2, None] + span.clamp(min=2.0) / (2 * math.pi) * along
     height = camera_elevation(path, of_group["elevation"][..., 0]).sin()
     middle = camera_radius(path, of_group["radius"][..., 0])[..., None] * unit_vector(azimuth, height)
     steps = between(path[:, 5, None], 0.0, 3.0) * (GROUPS * place % 1 - 0.5)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from .base import Dataset
 from .camera_paths import CameraPath, camera_elevation, camera_radius, place_cameras
-from .interior import FIELDS, build_shapes, build_texture
+from .interior import FIELDS, between, build_shapes, build_texture
 from .raycast import Shapes, cast_rays, rotate, shade
 from .scene import Scene
 
@@ -42,6 +42,15 @@ class SceneBatch(NamedTuple):
     extrinsics: Tensor  # [B, V, 3, 4] float32, world to camera
     intrinsics: Tensor  # [B, V, 3, 3] float32, pixels
     depth: Tensor  # [B, V, height, width] float32, 0 where nothing is seen
+
+
+class SceneSettings(NamedTuple):
+    """In what scenes of a training differ from those of the data set, whose settings `settings_of` gives."""
+
+    orbit_span: Tensor  # [B] radians, how far along the arc cameras stand
+    path_kind: Tensor  # [B] int64 of `CameraPath`, arcs where there is no room
+    furnished: Tensor  # [B] bool, see `build_shapes`
+    field_of_view: Tensor  # [B] radians, horizontal
 
 
 class SyntheticDataset(Dataset):
@@ -96,8 +105,9 @@ def synthetic_scene(
     if num_views < 1 or min(size) < 1:
         raise ValueError(f"a scene needs at least 1 view and 1 pixel, got {num_views} views of size {size}.")
     numbers = draw_numbers(1, num_views, torch.Generator().manual_seed(seed))
-    kind = torch.tensor([path_kind], device=device)
-    batch = render_scenes(SceneNumbers(*(part.to(device) for part in numbers)), size, path_kind=kind)
+    numbers = SceneNumbers(*(part.to(device) for part in numbers))
+    settings = settings_of(numbers)._replace(path_kind=torch.tensor([path_kind], device=device))
+    batch = render_scenes(numbers, size, settings)
     return Scene(f"synthetic-{seed}", **{name: tensor[0] for name, tensor in batch._asdict().items()})
 
 
@@ -108,19 +118,25 @@ def draw_numbers(num_scenes: int, num_views: int, generator: torch.Generator) ->
     return SceneNumbers(*(torch.rand(shape, generator=generator, device=device) for shape in shapes))
 
 
+def settings_of(numbers: SceneNumbers) -> SceneSettings:
+    """Those of the data set's scenes with these numbers."""
+    path = _split(numbers.scene, _SCENE_FIELDS)["path"]
+    arcs = torch.full_like(path[:, 0], CameraPath.ARC, dtype=torch.long)
+    plain = torch.zeros_like(arcs, dtype=torch.bool)
+    return SceneSettings(between(path[:, 3], 0.6, 6.0), arcs, plain, between(path[:, 7], 0.6, 1.3))
+
+
 def render_scenes(
-    numbers: SceneNumbers,
-    image_size: tuple[int, int],
-    orbit_span: Tensor | None = None,  # [B] radians, in place of the drawn 0.6 to 6 (for a curriculum)
-    path_kind: Tensor | None = None,  # [B] of `CameraPath`, all arcs where there is no room; for training
-    furnished: Tensor | None = None,  # [B] bool, see `build_shapes`; for training
+    numbers: SceneNumbers, image_size: tuple[int, int], settings: SceneSettings | None = None
 ) -> SceneBatch:
-    """Photos, cameras and depth of the scenes that the numbers define."""
+    """Photos, cameras and depth of the scenes that the numbers define; `settings` are for training."""
     of_scene, of_view = _split(numbers.scene, _SCENE_FIELDS), _split(numbers.view, _VIEW_FIELDS)
-    shapes = _build_shapes(of_scene, furnished)
-    arcs = torch.full_like(shapes.has_room, CameraPath.ARC, dtype=torch.long)
-    kind = arcs if path_kind is None else torch.where(shapes.has_room, path_kind, arcs)
-    cameras, intrinsics = place_cameras(of_scene["path"], of_view, image_size, orbit_span, kind)
+    settings = settings or settings_of(numbers)
+    shapes = _build_shapes(of_scene, settings.furnished)
+    kind = torch.where(shapes.has_room, settings.path_kind, CameraPath.ARC)
+    cameras, intrinsics = place_cameras(
+        of_scene["path"], of_view, image_size, settings.orbit_span, kind, settings.field_of_view
+    )
     depth, surface = cast_rays(shapes, cameras)
     images = shade(shapes, build_texture(of_scene, of_view["gain"], shapes), cameras, depth, surface)
     to_camera = cameras.rotation.mT
@@ -128,11 +144,9 @@ def render_scenes(
     return SceneBatch(images, extrinsics, intrinsics, torch.where(depth.isfinite(), depth, 0.0))
 
 
-def _build_shapes(of_scene: dict[str, Tensor], furnished: Tensor | None = None) -> Shapes:
+def _build_shapes(of_scene: dict[str, Tensor], furnished: Tensor) -> Shapes:
     """A scene whose room clears all cameras of its path."""
     ones = torch.ones_like(of_scene["size"])
-    if furnished is None:
-        furnished = torch.zeros_like(ones[:, 0], dtype=torch.bool)
     radius, elevation = camera_radius(of_scene["path"], ones), camera_elevation(of_scene["path"], ones)
     return build_shapes(of_scene, radius, radius * elevation.sin(), furnished)
 

@@ -18,6 +18,7 @@ from hess_plugin.datasets.synthetic import (
     _split,
     draw_numbers,
     render_scenes,
+    settings_of,
     synthetic_scene,
 )
 from hess_plugin.errors import InputError
@@ -131,7 +132,9 @@ class TestScene:
     def test_other_views_see_the_same_surface(self) -> None:
         """Rays from view 1 at the points that view 0 sees meet them, or something nearer; never farther."""
         numbers = draw_numbers(1, 2, torch.Generator().manual_seed(5))
-        batch = render_scenes(numbers, (20, 30), orbit_span=torch.tensor([0.4]))
+        batch = render_scenes(
+            numbers, (20, 30), settings_of(numbers)._replace(orbit_span=torch.tensor([0.4]))
+        )
         points = unproject_depth(batch.depth, batch.extrinsics, batch.intrinsics)[0, 0]
         in_second = (
             points[batch.depth[0, 0] > 0] @ batch.extrinsics[0, 1, :, :3].T + batch.extrinsics[0, 1, :, 3]
@@ -144,7 +147,7 @@ class TestScene:
             slope[None, None, None, :, 0],
             slope[None, None, :, 1:],
         )
-        shapes = _build_shapes(_split(numbers.scene, _SCENE_FIELDS))
+        shapes = _build_shapes(_split(numbers.scene, _SCENE_FIELDS), settings_of(numbers).furnished)
         found = cast_rays(shapes, second)[0][0, 0].diagonal()  # rows and columns are one list of rays
         ratio = found / in_second[:, 2]
         assert len(ratio) > 200
@@ -163,7 +166,7 @@ class TestScene:
     def test_room_clears_cameras(self) -> None:
         numbers = draw_numbers(64, 24, torch.Generator().manual_seed(2))
         batch = render_scenes(numbers, (2, 2))
-        shapes = _build_shapes(_split(numbers.scene, _SCENE_FIELDS))
+        shapes = _build_shapes(_split(numbers.scene, _SCENE_FIELDS), settings_of(numbers).furnished)
         away = camera_centers(batch.extrinsics) - shapes.centre[:, None, -1]
         in_unit = rotate(shapes.to_unit[:, None, -1], away)
         assert in_unit.abs().max() < 1
@@ -171,7 +174,7 @@ class TestScene:
 
     def test_objects_do_not_sink_through_the_floor(self) -> None:
         numbers = draw_numbers(64, 1, torch.Generator().manual_seed(2))
-        shapes = _build_shapes(_split(numbers.scene, _SCENE_FIELDS))
+        shapes = _build_shapes(_split(numbers.scene, _SCENE_FIELDS), settings_of(numbers).furnished)
         centre, floor = shapes.centre[..., 2], shapes.centre[:, -1, 2] - 1 / shapes.to_unit[:, -1, 2, 2]
         assert (centre[:, :-1] > floor[:, None] - 0.1).all()
         assert (centre[:, 1 : 1 + OBJECTS] > 0).all()  # they lie on the stage
@@ -179,7 +182,7 @@ class TestScene:
     def test_furnished_rooms_are_full_from_wall_to_wall(self) -> None:
         fields = _split(draw_numbers(64, 1, torch.Generator().manual_seed(2)).scene, _SCENE_FIELDS)
         chosen = torch.arange(64) % 2 == 0
-        plain, shapes = _build_shapes(fields), _build_shapes(fields, chosen)
+        plain, shapes = (_build_shapes(fields, where) for where in (torch.zeros_like(chosen), chosen))
         moved = (plain.centre != shapes.centre).flatten(1).any(1)
         assert torch.equal(moved, chosen & plain.has_room)
         assert torch.equal(plain.to_unit[~moved], shapes.to_unit[~moved])
@@ -245,18 +248,27 @@ class TestScene:
 
     def test_orbit_span_is_obeyed(self) -> None:
         numbers = draw_numbers(3, 8, torch.Generator().manual_seed(3))
-        batch = render_scenes(numbers, (4, 4), orbit_span=torch.tensor([0.1, 0.1, 3.0]))
+        spans = torch.tensor([0.1, 0.1, 3.0])
+        batch = render_scenes(numbers, (4, 4), settings_of(numbers)._replace(orbit_span=spans))
         flat = torch.nn.functional.normalize(camera_centers(batch.extrinsics)[..., :2], dim=-1)
         widest = torch.einsum("bvi,bwi->bvw", flat, flat).clamp(-1, 1).acos().amax((1, 2))
         assert (widest[:2] < 0.1).all()
         assert 2 < widest[2] < 3
 
+    def test_field_of_view_is_obeyed(self) -> None:
+        numbers = draw_numbers(2, 3, torch.Generator().manual_seed(3))
+        fields = torch.tensor([0.4, 1.5])
+        batch = render_scenes(numbers, (5, 8), settings_of(numbers)._replace(field_of_view=fields))
+        focal = 4 / torch.tan(fields / 2)
+        torch.testing.assert_close(batch.intrinsics[..., 0, 0], focal[:, None].expand(2, 3))
+
     def test_walks_are_straight_level_and_inside(self) -> None:
         numbers = draw_numbers(16, 6, torch.Generator().manual_seed(4))
-        span = torch.full((16,), 2.0)
-        arcs = render_scenes(numbers, (6, 8), span)
+        settings = settings_of(numbers)._replace(orbit_span=torch.full((16,), 2.0))
+        arcs = render_scenes(numbers, (6, 8), settings)
         some = torch.arange(16) % 2 == 0
-        batch = render_scenes(numbers, (6, 8), span, torch.where(some, CameraPath.WALK, CameraPath.ARC))
+        kind = torch.where(some, CameraPath.WALK, CameraPath.ARC)
+        batch = render_scenes(numbers, (6, 8), settings._replace(path_kind=kind))
         centres = camera_centers(batch.extrinsics)
         moved = (centres != camera_centers(arcs.extrinsics)).flatten(1).any(1)
         assert not moved[~some].any()
@@ -271,9 +283,10 @@ class TestScene:
     def test_visits_are_to_few_places_inside_where_cameras_turn(self, views: int) -> None:
         numbers = draw_numbers(16, views, torch.Generator().manual_seed(5))
         numbers.scene[:, -3] = 0  # the path's number for the length of steps there: none
-        span = torch.full((16,), 3.0)
-        arcs = render_scenes(numbers, (6, 8), span)
-        batch = render_scenes(numbers, (6, 8), span, torch.full((16,), CameraPath.VISIT))
+        settings = settings_of(numbers)._replace(orbit_span=torch.full((16,), 3.0))
+        arcs = render_scenes(numbers, (6, 8), settings)
+        visits = torch.full((16,), CameraPath.VISIT)
+        batch = render_scenes(numbers, (6, 8), settings._replace(path_kind=visits))
         centres = camera_centers(batch.extrinsics)
         moved = (centres != camera_centers(arcs.extrinsics)).flatten(1).any(1)
         assert 8 <= moved.sum() < 16  # those without a room stay on their arcs
@@ -287,13 +300,23 @@ class TestScene:
         within = angle[near & ~torch.eye(views, dtype=torch.bool)]
         assert views < GROUPS or 0.3 < within.max() < 2
 
+    def test_places_visited_are_apart_on_short_arcs_too(self) -> None:
+        numbers = draw_numbers(16, 12, torch.Generator().manual_seed(6))
+        numbers.scene[:, -3] = 0  # no steps
+        settings = settings_of(numbers)._replace(
+            orbit_span=torch.full((16,), 0.1), path_kind=torch.full((16,), CameraPath.VISIT)
+        )
+        centres = camera_centers(render_scenes(numbers, (2, 2), settings).extrinsics)
+        inside = _split(numbers.scene, _SCENE_FIELDS)["room"][:, 0] < 0.75
+        assert (torch.cdist(centres, centres)[inside].amax((1, 2)) > 0.8).all()
+
     def test_visitors_take_steps_without_turning_for_it(self) -> None:
         numbers = draw_numbers(16, 12, torch.Generator().manual_seed(5))
-        kind = torch.full((16,), CameraPath.VISIT)
+        settings = settings_of(numbers)._replace(path_kind=torch.full((16,), CameraPath.VISIT))
         batches = []
         for steps in (0, 1):
             numbers.scene[:, -3] = steps  # the path's number for their length, none and the longest
-            batches.append(render_scenes(numbers, (6, 8), torch.full((16,), 3.0), kind))
+            batches.append(render_scenes(numbers, (6, 8), settings))
         still, walked = (camera_centers(batch.extrinsics) for batch in batches)
         moved = (still - walked).norm(dim=-1)
         inside = _split(numbers.scene, _SCENE_FIELDS)["room"][:, 0] < 0.75

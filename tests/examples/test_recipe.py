@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hess_plugin.datasets.camera_paths import CameraPath
-from hess_plugin.datasets.synthetic import draw_numbers, render_scenes
+from hess_plugin.datasets.synthetic import draw_numbers, render_scenes, settings_of
 from hess_plugin.geometry.cameras import encode_pose, quaternion_to_rotation
 
 
@@ -26,6 +26,27 @@ class TestRecipe:
         assert {count for count, _, _ in last} == {2, 3, 4, 6, 8, 12, 16, 24}
         assert {span for _, _, span in last} == {(0.6, 6.0)}
         assert {size for _, size, _ in first} == {size for _, size, _ in last} == set(recipe.image_sizes)
+
+    def test_scenes_of_a_lesson_are_as_the_recipe_says(self, examples) -> None:
+        module = examples["tiny_vggt_recipe"]
+        recipe = module.Recipe(views_per_step=4800, dense_views_per_step=7)
+        step = next(step for step in range(100) if recipe.lesson(1.0, step)[0] == 2)
+        (numbers, _, settings, _), views = module.draw_lesson(
+            recipe, 1.0, step, torch.Generator().manual_seed(0)
+        )
+        assert numbers.view.shape[:2] == (2400, 2)
+        assert len(views.unique()) == 7
+        shares = torch.bincount(settings.path_kind) / 2400
+        torch.testing.assert_close(shares, torch.tensor(recipe.path_kinds), rtol=0, atol=0.05)
+        indoors = settings.path_kind != CameraPath.ARC
+        assert not settings.furnished[~indoors].any()
+        assert settings.furnished[indoors].float().mean().item() == pytest.approx(recipe.furnished, abs=0.05)
+        for drawn, (low, high) in (
+            (settings.orbit_span, (0.6, 6.0)),
+            (settings.field_of_view, recipe.fields_of_view),
+        ):
+            assert low <= drawn.min() < low + 0.05 * (high - low)
+            assert high - 0.05 * (high - low) < drawn.max() < high
 
     def test_truth_is_normalised(self, examples) -> None:
         numbers = draw_numbers(3, 2, torch.Generator().manual_seed(0))
@@ -78,10 +99,9 @@ class TestRecipe:
         monkeypatch.setattr(examples["scene_looks"], "CHANGED", 0.0)
         monkeypatch.setattr(examples["tiny_vggt_recipe"], "expose_each", lambda images, _: images)
         recipe, generator = examples["tiny_vggt_recipe"], torch.Generator().manual_seed(0)
-        numbers, span = draw_numbers(6, 2, generator), torch.full((6,), 2.0)
-        clean = render_scenes(numbers, (12, 16), span).images
-        arcs, furnished = torch.full((6,), CameraPath.ARC), torch.zeros(6, dtype=torch.bool)
-        taken = recipe.make_batch(numbers, (12, 16), span, arcs, furnished, generator).images
+        numbers = draw_numbers(6, 2, generator)
+        clean = render_scenes(numbers, (12, 16)).images
+        taken = recipe.make_batch(numbers, (12, 16), settings_of(numbers), generator).images
         assert taken.min() >= 0
         assert taken.max() <= 1
         spread = (taken - clean).square().mean((1, 2, 3, 4)).sqrt()

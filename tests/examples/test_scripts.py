@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,16 @@ class TestPhotos:
         model = VggtModel.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32).eval()
         scene = synthetic_scene(3, 4, image_size=56)
         mark = examples["tiny_vggt_recipe"].mark(model, [scene])
-        *found, from_depth, with_true_cameras = module.measure(model, scene)
+        *found, from_depth, with_true_cameras, scale, focal = module.measure(model, scene)
         assert found == pytest.approx(list(mark.values()))
         assert 0 < with_true_cameras < from_depth < 1
+        small = replace(
+            scene, extrinsics=scene.extrinsics * torch.tensor([1, 1, 1, 0.5]), depth=scene.depth / 2
+        )
+        *_, same, _ = module.measure(model, small)  # of half a scene in its own unit
+        assert scale == pytest.approx(same, rel=1e-4)
+        long = replace(scene, intrinsics=scene.intrinsics * torch.tensor([[2.0], [2.0], [1.0]]))
+        assert module.measure(model, long)[-1] == pytest.approx(2 * focal, rel=1e-4)
 
     def test_other_photos_come_first(self, examples) -> None:
         scene = synthetic_scene(3, 5, image_size=8)
