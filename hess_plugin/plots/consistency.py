@@ -26,18 +26,19 @@ def stability(
     """
     height, width = depth.shape[1:]
     size = torch.tensor([width, height]).to(points)
-    centers = camera_centers(extrinsics)
+    centers, projection = camera_centers(extrinsics), intrinsics @ extrinsics  # [V, 3, 4]
     votes = torch.zeros(depth.shape, dtype=torch.long, device=depth.device)
     for view in range(len(depth)):
         nearness = (centers - centers[view]).norm(dim=-1)
         nearness[view] = torch.inf
         others = nearness.argsort()[: min(MAX_OTHERS, len(depth) - 1)]
-        seen = points[view].flatten(0, 1) @ extrinsics[others, :, :3].mT + extrinsics[others, None, :, 3]
-        distance = seen[..., 2]  # [others, height · width]
-        pixel = (seen @ intrinsics[others].mT)[..., :2] / distance.clamp(min=1e-6)[..., None]
+        seen = projection[others, :, :3].flatten(0, 1) @ points[view].flatten(0, 1).mT
+        seen = seen.unflatten(0, (-1, 3)) + projection[others, :, 3:]  # [others, 3, height · width]
+        distance = seen[:, 2]
+        pixel = seen[:, :2].mT / distance.clamp(min=1e-6)[..., None]
         grid = ((2 * pixel + 1) / size - 1)[:, :, None]  # -1 to 1 over the photo, edge to edge
         shown = F.grid_sample(depth[others, None], grid, "nearest", "zeros", align_corners=False)[:, 0, :, 0]
         confirmed = (shown - distance).abs() < TOLERANCE * distance
         contradicted = (distance > 0) & (distance < (1 - TOLERANCE) * shown)
-        votes[view] = (confirmed.long() - contradicted.long()).sum(0).view(height, width)
+        votes[view] = (confirmed.sum(0) - contradicted.sum(0)).view(height, width)
     return votes
