@@ -11,6 +11,7 @@ from torch import Tensor
 
 CHANGED = 0.65  # share of the scenes whose look is changed
 LIGHT_WAVES = 4
+SHADES = (5, 7)  # rows and columns of a photo that have light of their own
 OVER_SCENE = {"dim": (1, 3, 4), "keepdim": True}  # of photos [B, V, 3, height, width], each channel apart
 
 
@@ -86,3 +87,15 @@ def expose_each(images: Tensor, generator: torch.Generator) -> Tensor:
         torch.randn(*images.shape[:2], n, 1, 1, generator=generator, device=images.device) for n in (1, 3)
     )
     return (images * (strength * (0.3 * exposure + 0.15 * balance)).exp()).clamp(0, 1)
+
+
+def shade_each(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Photos, in half of the scenes with smooth light and shade of their own, as gloss and glare give.
+
+    Their logarithm has a standard deviation of up to 0.5, of each scene another.
+    """
+    scenes, views, _, *size = images.shape
+    strength = 2 * torch.rand(scenes, 1, 1, 1, 1, generator=generator, device=images.device) - 1
+    light = torch.randn(scenes * views, 1, *SHADES, generator=generator, device=images.device)
+    light = F.interpolate(light, size, mode="bicubic").unflatten(0, (scenes, views))
+    return (images * (0.5 * strength.clamp(min=0) * light).exp()).clamp(0, 1)

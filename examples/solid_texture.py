@@ -12,7 +12,9 @@ from hess_plugin.geometry.cameras import quaternion_to_rotation
 
 SIDE, LEAVES = 128, 3000
 SMALLEST, LARGEST = 2.5, 24.0  # radii in voxels
-FINEST, COARSEST = 0.004, 0.03  # voxels in units of the mean distance; a pixel there covers some 0.009
+# Voxels in units of the mean distance, where a pixel covers some 0.009: of the finest detail, as of gravel or
+# fabric, each photo shows other samples.
+FINEST, COARSEST = 0.0015, 0.03
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scene_looks import change_look, expose_each
+from scene_looks import change_look, expose_each, shade_each
 from torch import Tensor, nn
 
 from hess_plugin.datasets import Scene, load_scene, synthetic_scene
@@ -101,7 +101,7 @@ def make_batch(
     """Render scenes, with their truth as `normalise` puts it and photos as cameras take them."""
     batch = normalise(render_scenes(numbers, image_size, settings))
     images = change_look(batch.images, batch.points, batch.depth > 0, generator)
-    images = expose_each(images, generator)
+    images = shade_each(expose_each(images, generator), generator)
     chance = torch.rand(2, len(images), 1, 1, 1, 1, generator=generator, device=images.device)
     # Rays have no width: edges of procedural photos are sharper than those of scaled real ones.
     soft = F.avg_pool2d(images.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False)

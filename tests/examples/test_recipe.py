@@ -97,7 +97,8 @@ class TestRecipe:
 
     def test_blur_and_noise(self, examples, monkeypatch) -> None:
         monkeypatch.setattr(examples["scene_looks"], "CHANGED", 0.0)
-        monkeypatch.setattr(examples["tiny_vggt_recipe"], "expose_each", lambda images, _: images)
+        for look in ("expose_each", "shade_each"):
+            monkeypatch.setattr(examples["tiny_vggt_recipe"], look, lambda images, _: images)
         recipe, generator = examples["tiny_vggt_recipe"], torch.Generator().manual_seed(0)
         numbers = draw_numbers(6, 2, generator)
         clean = render_scenes(numbers, (12, 16)).images
@@ -201,6 +202,20 @@ class TestRecipe:
         assert 0.25 < exposure.std(1).max() < 0.6
         assert exposure.std(1).min() < 0.05
         assert 0.08 < balance.square().mean((1, 2)).sqrt().max() < 0.25
+
+    def test_each_photo_has_its_shades(self, examples) -> None:
+        """Smooth light on all channels alike, other light in each photo, in half of the scenes none."""
+        photos = torch.full((64, 3, 3, 18, 28), 0.1)
+        factor = examples["scene_looks"].shade_each(photos, torch.Generator().manual_seed(0)) / photos
+        assert torch.equal(factor, factor[:, :, :1].expand_as(factor))
+        logarithm = factor[:, :, 0].log()
+        spread = logarithm.square().mean((1, 2, 3)).sqrt()
+        assert (spread == 0).float().mean().item() == pytest.approx(0.5, abs=0.15)
+        assert 0.3 < spread.max() < 0.7
+        shaded = logarithm[spread > 0.1]
+        steps = shaded.diff(dim=-1).square().mean().sqrt()
+        assert steps < 0.5 * shaded.square().mean().sqrt()
+        assert (shaded[:, 0] - shaded[:, 1]).square().mean() > shaded.square().mean()
 
 
 class TestSolidTexture:
