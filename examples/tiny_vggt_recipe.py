@@ -46,8 +46,8 @@ class Recipe:
     image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112), (72, 112))  # two of three are 3:2
     views_per_step: int = 672  # per process; enough that a large GPU, not the host, sets the pace
     dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
-    path_kinds: tuple[float, float, float] = (0.3, 0.2, 0.5)  # shares of arcs, walks and visits
-    furnished: float = 0.6  # share of walks and visits through rooms that are furnished from wall to wall
+    path_kinds: tuple[float, float, float] = (0.2, 0.15, 0.65)  # shares of arcs, walks and visits
+    furnished: float = 0.7  # share of walks and visits through rooms that are furnished from wall to wall
     fields_of_view: tuple[float, float] = (0.45, 1.4)  # radians, from photos cut to one object to wide ones
     ramp: float = 0.3  # share of the training after which lessons are at full difficulty
     config: tuple[tuple[str, object], ...] = (

@@ -35,6 +35,7 @@ from hess_plugin.models.vggt import VggtModel
 BEAT = 20  # steps between looks at the clock; each waits for the GPU
 CLIP = 1.0
 AVERAGE_STEPS = 1000  # memory of the moving average of the weights
+KEPT_OF_START = 1 / 3  # of the weights that a training continues
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -76,6 +77,7 @@ class Training:
             model = VggtModel.from_pretrained(args.start_from, dtype=torch.float32).train()
             self.recipe = replace(self.recipe, ramp=0.0)
         self.model = model.to(self.device)
+        self.start = copy.deepcopy(self.model) if args.start_from is not None else None
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         matrices = [p for name, p in self.model.named_parameters() if is_inner_matrix(name, p)]
         inner = {id(p) for p in matrices}
@@ -170,6 +172,18 @@ class Training:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), new)
         return {name: term.detach() for name, term in terms.items()}
 
+    @torch.no_grad()
+    def finished(self) -> VggtModel:
+        """The averaged weights; of a continued training, mixed with those it started from.
+
+        The mean of two such models is better than either, most of all on photos, which neither has seen
+        ("Robust fine-tuning of zero-shot models", Wortsman et al., 2022).
+        """
+        model = copy.deepcopy(self.average)
+        if self.start is not None:
+            torch._foreach_lerp_(list(model.parameters()), list(self.start.parameters()), KEPT_OF_START)
+        return model
+
     def record(self, kind: str, values: dict[str, Any]) -> None:
         """Append one line to the log."""
         if not self.accelerator.is_main_process:
@@ -180,11 +194,11 @@ class Training:
             log.write(json.dumps(entry) + "\n")
 
 
-def examine_average(training: Training) -> None:
-    """Test the averaged weights on held-out and on real scenes, in the main process."""
+def examine_finished(training: Training) -> None:
+    """Test the finished weights on held-out and on real scenes, in the main process."""
     if training.accelerator.is_main_process:
         size, args = training.recipe.image_sizes[0], training.args
-        marks = examine(training.average, size, args.scenes, args.real)
+        marks = examine(training.finished(), size, args.scenes, args.real)
         for name, values in marks.items():
             training.record("examination", {"scenes": name} | values)
             line = ", ".join(f"{key} {value:.4f}" for key, value in values.items())
@@ -214,16 +228,16 @@ def train(training: Training) -> None:
             training.save()
             saved = time.monotonic()
         if time.monotonic() - examined > args.examine_every:
-            examine_average(training)
+            examine_finished(training)
             examined = time.monotonic()
     bar.close()
     training.save()
 
 
 def export(training: Training, folder: Path) -> None:
-    """Write the averaged model in float16 and how it came about."""
+    """Write the finished model in float16 and how it came about."""
     args, size = training.args, training.recipe.views_per_step * training.accelerator.num_processes
-    model = copy.deepcopy(training.average).half()
+    model = training.finished().half()
     model.save_pretrained(folder)
     cuda = training.device.type == "cuda"
     record = {
@@ -236,6 +250,7 @@ def export(training: Training, folder: Path) -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "started_from": args.start_from,
+        "kept_of_start": KEPT_OF_START if args.start_from is not None else 0.0,
         "learning_rate": args.learning_rate,
         "seed": args.seed,
         "held_out_scenes": {"seeds": [0, args.scenes - 1], "views": EXAMINED_VIEWS} | training.examination,
@@ -246,7 +261,7 @@ def export(training: Training, folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     training = Training(parse_arguments(arguments))
     train(training)
-    examine_average(training)
+    examine_finished(training)
     if training.args.export is not None and training.accelerator.is_main_process:
         export(training, training.args.export)
     training.accelerator.end_training()

@@ -111,7 +111,7 @@ def _judged(
     fitness = max(0.0, 1 - float(squared / variance))
     if fitness < min_fitness:
         raise AlignmentError(
-            f"scene {scene!r}: its alignment explains {fitness:.0%} of where the {what} are, min_fitness "
+            f"scene {scene!r}: its alignment explains {fitness:.1%} of where the {what} are, min_fitness "
             f"asks for {min_fitness:.0%}; is the model trained for such scenes? Leave the scene out or lower "
             "min_fitness."
         )

@@ -115,14 +115,14 @@ def _visit_places(
 ) -> tuple[Tensor, Tensor]:
     """As `_follow_arc`, in groups: those of a group take a few steps through the room and turn to and fro.
 
-    Groups stand one after the other along at least a third of a turn.
+    Groups stand one after the other along at least half of a turn.
     """
     group = (GROUPS * place).long().clamp(max=place.shape[1] - 1)[..., None]
     of_group = {
         name: numbers.gather(1, group.expand(-1, -1, numbers.shape[-1])) for name, numbers in of_view.items()
     }
     along = (group[..., 0] + of_group["azimuth"][..., 0]) / GROUPS
-    azimuth = path[:, 2, None] + span.clamp(min=2.0) / (2 * math.pi) * along
+    azimuth = path[:, 2, None] + span.clamp(min=math.pi) / (2 * math.pi) * along
     height = camera_elevation(path, of_group["elevation"][..., 0]).sin()
     middle = camera_radius(path, of_group["radius"][..., 0])[..., None] * unit_vector(azimuth, height)
     steps = between(path[:, 5, None], 0.0, 3.0) * (GROUPS * place % 1 - 0.5)

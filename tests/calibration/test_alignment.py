@@ -16,7 +16,6 @@ from hess_plugin.backbones.base import Reconstruction
 from hess_plugin.calibration.errors import _judged, calibration_errors
 from hess_plugin.calibration.ground_truth import GroundTruth
 from hess_plugin.config import CalibrationConfig
-from hess_plugin.datasets.folder import load_scene
 from hess_plugin.datasets.scene import Scene
 from hess_plugin.datasets.synthetic import synthetic_scene
 from hess_plugin.geometry.consensus import AlignmentError
@@ -84,7 +83,7 @@ class TestRefusal:
         return replace(perfect, points=blob)
 
     def test_a_prediction_of_nothing_is_refused_although_its_points_are_near(self) -> None:
-        with pytest.raises(AlignmentError, match=r"'synthetic-3': its alignment explains \d% .* 70%"):
+        with pytest.raises(AlignmentError, match=r"'synthetic-3': its alignment explains [\d.]+% .* 70%"):
             calibration_errors(self.garbage(), SCENE, CalibrationConfig())
         taken = calibration_errors(self.garbage(), SCENE, CalibrationConfig(min_fitness=0.0))
         assert taken.report["inlier_share"] > 0.9
@@ -102,7 +101,7 @@ class TestRefusal:
         found = _judged(IDENTITY, source, target, "hand", "cameras", 0.7)
         assert found.fitness == pytest.approx(0.75)
         assert found.rmse == pytest.approx(math.sqrt(2 / 3))
-        with pytest.raises(AlignmentError, match=r"'hand': .* 75% of where the cameras are, .* asks for 80%"):
+        with pytest.raises(AlignmentError, match=r"'hand': .* 75.0% of .* asks for 80%"):
             _judged(IDENTITY, source, target, "hand", "cameras", 0.8)
 
 
@@ -125,13 +124,12 @@ def test_errors_are_the_same_bits_every_time() -> None:
         assert first == second
 
 
-def test_the_embedded_model_is_believed_on_scenes_like_its_own_and_nowhere_else() -> None:
-    """It fails on photos, where its points nevertheless lie near known ones."""
+def test_the_embedded_model_is_believed_on_scenes_like_its_own_and_not_on_noise() -> None:
+    """It fails on noise, where its points nevertheless lie near known ones."""
     assets = Path(hess_plugin.__file__).parent / "assets"
     model = VggtModel.from_pretrained(assets / "tiny_vggt").eval()
-    size = model.config.img_size
-    own = synthetic_scene(10_000, num_views=4, image_size=size)
-    photos = load_scene(assets / "hololens_office", size, model.config.patch_size, max_views=4)
+    own = synthetic_scene(10_000, num_views=4, image_size=model.config.img_size)
+    noise = replace(own, images=torch.rand(own.images.shape, generator=torch.Generator().manual_seed(0)))
 
     def report(scene: Scene, min_fitness: float) -> dict[str, float]:
         with torch.no_grad():
@@ -140,6 +138,6 @@ def test_the_embedded_model_is_believed_on_scenes_like_its_own_and_nowhere_else(
         return calibration_errors(prediction, scene, config).report
 
     assert report(own, 0.7)["alignment_fitness"] > 0.9
-    assert report(photos, 0.0)["inlier_share"] > 0.9
-    with pytest.raises(AlignmentError, match="'hololens_office': its alignment explains"):
-        report(photos, 0.7)
+    assert report(noise, 0.0)["inlier_share"] > 0.9
+    with pytest.raises(AlignmentError, match="'synthetic-10000': its alignment explains"):
+        report(noise, 0.7)

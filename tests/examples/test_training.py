@@ -42,6 +42,20 @@ class TestTraining:
         assert [entry["scenes"] for entry in marked] == ["held_out", "walks", "visits", "hololens_office"]
         assert all(0 <= entry["auc_30"] <= 1 and entry["point_error"] > 0 for entry in marked)
 
+    def test_finished_keeps_a_part_of_the_start(self, examples, tmp_path: Path) -> None:
+        script, start = examples["train_tiny_vggt"], tmp_path / "start"
+        saved = examples["tiny_vggt_recipe"].Recipe.toy().build_model()
+        saved.save_pretrained(start)
+        before = saved.state_dict()
+        options = [str(tmp_path), "--toy", "--steps", "4", "--warmup", "1"]
+        for more, kept in (["--start-from", str(start)], 1 / 3), ([], 0):
+            training = script.Training(script.parse_arguments([*options, *more]))
+            training.learn()
+            learned, finished = training.average.state_dict(), training.finished().state_dict()
+            assert any(not value.allclose(before[key]) for key, value in learned.items())
+            for key, value in learned.items():
+                torch.testing.assert_close(finished[key], value.lerp(before[key], kept), msg=key)
+
     def test_resumed_equals_unbroken(self, examples, tmp_path: Path) -> None:
         script = examples["train_tiny_vggt"]
 
