@@ -48,7 +48,8 @@ class Recipe:
     dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
     path_kinds: tuple[float, float, float] = (0.2, 0.15, 0.65)  # shares of arcs, walks and visits
     furnished: float = 0.7  # share of walks and visits through rooms that are furnished from wall to wall
-    fields_of_view: tuple[float, float] = (0.45, 1.4)  # radians, from photos cut to one object to wide ones
+    # Radians, of arcs and of other paths: photos cut to one object, and those of rooms, which overlap little.
+    fields_of_view: tuple[tuple[float, float], tuple[float, float]] = ((0.45, 1.4), (0.75, 1.4))
     ramp: float = 0.3  # share of the training after which lessons are at full difficulty
     config: tuple[tuple[str, object], ...] = (
         ("embed_dim", 192), ("depth", 8), ("num_heads", 12),
@@ -141,11 +142,13 @@ def draw_lesson(
     span, kind, furnished, field = torch.rand(4, num_scenes, generator=generator, device=device)
     arcs, walks, _ = recipe.path_kinds
     path_kind = (kind > arcs).long() + (kind > arcs + walks)  # nothing is copied: the host runs ahead
+    on_arc = path_kind == CameraPath.ARC
+    of_arcs, of_others = (between(field, *bounds) for bounds in recipe.fields_of_view)
     settings = SceneSettings(
         between(span, low, high),
         path_kind,
-        (furnished < recipe.furnished) & (path_kind != CameraPath.ARC),
-        between(field, *recipe.fields_of_view),
+        (furnished < recipe.furnished) & ~on_arc,
+        torch.where(on_arc, of_arcs, of_others),
     )
     order = torch.randperm(recipe.views_per_step, generator=generator, device=device)
     return (numbers, size, settings, generator), order[: recipe.dense_views_per_step]

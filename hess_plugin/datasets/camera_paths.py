@@ -115,7 +115,8 @@ def _visit_places(
 ) -> tuple[Tensor, Tensor]:
     """As `_follow_arc`, in groups: those of a group take a few steps through the room and turn to and fro.
 
-    Groups stand one after the other along at least half of a turn.
+    Groups stand one after the other along at least half of a turn. In many scenes all cameras are about as
+    high and tilted as one another: people hold them before their eyes.
     """
     group = (GROUPS * place).long().clamp(max=place.shape[1] - 1)[..., None]
     of_group = {
@@ -131,12 +132,20 @@ def _visit_places(
     position = position + 0.15 * (2 * of_view["target"] - 1)
     farthest = camera_radius(path, torch.ones_like(azimuth))  # the room clears this
     inside = (farthest / position[..., :2].norm(dim=-1)).clamp(max=1.0)[..., None]
-    position = torch.cat([inside * position[..., :2], position[..., 2:]], -1)
+    unlike = path[:, 6, None] ** 2
+    height = _nearer_mean(position[..., 2], unlike)
+    position = torch.cat([inside * position[..., :2], height[..., None]], -1)
     aside, above = (2 * of_group["target"] - 1).split([2, 1], -1)
     x, y, z = (torch.cat([1.2 * aside, 0.5 * above], -1) - middle).unbind(-1)
     turn = 0.2 * math.pi * (2 * of_view["radius"][..., 0] - 1)
     flat = torch.stack([turn.cos() * x - turn.sin() * y, turn.sin() * x + turn.cos() * y], -1)
-    return position, torch.cat([flat, (z + 0.3 * (2 * of_view["elevation"][..., 0] - 1))[..., None]], -1)
+    slope = (z + 0.3 * (2 * of_view["elevation"][..., 0] - 1)) / flat.norm(dim=-1)
+    return position, torch.cat([F.normalize(flat, dim=-1), _nearer_mean(slope, unlike)[..., None]], -1)
+
+
+def _nearer_mean(values: Tensor, share: Tensor) -> Tensor:
+    """Values [B, V] that differ from their mean over the views by this share [B, 1] of what they did."""
+    return values.mean(1, keepdim=True).lerp(values, share)
 
 
 def _look_along(direction: Tensor, roll: Tensor) -> Tensor:

@@ -310,6 +310,19 @@ class TestScene:
         inside = _split(numbers.scene, _SCENE_FIELDS)["room"][:, 0] < 0.75
         assert (torch.cdist(centres, centres)[inside].amax((1, 2)) > 0.8).all()
 
+    def test_visitors_hold_cameras_alike_or_not(self) -> None:
+        numbers = draw_numbers(16, 12, torch.Generator().manual_seed(7))
+        settings = settings_of(numbers)._replace(path_kind=torch.full((16,), CameraPath.VISIT))
+        inside = _split(numbers.scene, _SCENE_FIELDS)["room"][:, 0] < 0.75
+        spread = []
+        for unlike in (0.0, 0.5, 1.0):
+            numbers.scene[:, -2] = unlike  # the path's number for how much heights and tilts differ
+            extrinsics = render_scenes(numbers, (2, 2), settings).extrinsics[inside]
+            spread.append(torch.stack([camera_centers(extrinsics)[..., 2], extrinsics[..., 2, 2]]).std(-1))
+        assert spread[0].max() < 1e-5
+        assert spread[2].min() > 0.05
+        torch.testing.assert_close(spread[1][0], spread[2][0] / 4)
+
     def test_visitors_take_steps_without_turning_for_it(self) -> None:
         numbers = draw_numbers(16, 12, torch.Generator().manual_seed(5))
         settings = settings_of(numbers)._replace(path_kind=torch.full((16,), CameraPath.VISIT))

@@ -43,7 +43,8 @@ class TestRecipe:
         assert settings.furnished[indoors].float().mean().item() == pytest.approx(recipe.furnished, abs=0.05)
         for drawn, (low, high) in (
             (settings.orbit_span, (0.6, 6.0)),
-            (settings.field_of_view, recipe.fields_of_view),
+            (settings.field_of_view[~indoors], recipe.fields_of_view[0]),
+            (settings.field_of_view[indoors], recipe.fields_of_view[1]),
         ):
             assert low <= drawn.min() < low + 0.05 * (high - low)
             assert high - 0.05 * (high - low) < drawn.max() < high
