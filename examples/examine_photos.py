@@ -8,7 +8,8 @@ set, since the first camera is the frame of all; with the lowest and highest AUC
 examination in training (`tiny_vggt_recipe.py`): 1 is the mean distance of the points from the first camera.
 Points come from the point head, from depth and predicted cameras, and from depth and true cameras; their
 errors are medians. Scale is what the predicted distances between cameras are to be multiplied by, focal the
-median of true over predicted focal lengths, in the width: 1 is right for both.
+median of true over predicted focal lengths, in the width: 1 is right for both. The last row of a set is of
+procedural rooms photographed by its cameras (`rooms_for_cameras.py`), for what is due to where these stand.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rooms_for_cameras import room_for_cameras
 from tiny_vggt_recipe import normalised_truth
 from torch import Tensor
 from tqdm import tqdm
@@ -32,6 +34,7 @@ from hess_plugin.loading import EMBEDDED_MODEL
 from hess_plugin.models import VggtModel
 from hess_plugin.tables import format_table
 
+ROOMS = 8
 HEADINGS = ("photos", "size", "change", "AUC@30", "lowest", "highest", "ATE")
 HEADINGS += ("point head", "depth", "true cameras", "scale", "focal")
 
@@ -82,11 +85,13 @@ def each_first(scene: Scene, count: int) -> Iterator[Scene]:
 
 
 def rows_of(model: VggtModel, scene: Scene, firsts: int) -> Iterator[list[str]]:
-    """A row of the table for each of `CHANGES`."""
+    """A row of the table for each of `CHANGES`, and one for rooms seen by the same cameras."""
     size = "{} x {}".format(*scene.images.shape[-2:])
-    for name, change in tqdm(CHANGES.items(), desc=f"{scene.name}, {size}", unit="change", disable=None):
-        changed = replace(scene, images=change(scene.images)).to(model.device)
-        marks = torch.tensor([measure(model, other) for other in each_first(changed, firsts)])
+    changed = {name: replace(scene, images=change(scene.images)) for name, change in CHANGES.items()}
+    scenes = {name: list(each_first(other, firsts)) for name, other in changed.items()}
+    scenes[f"{ROOMS} procedural rooms"] = [room_for_cameras(scene, seed) for seed in range(ROOMS)]
+    for name, others in tqdm(scenes.items(), desc=f"{scene.name}, {size}", unit="row", disable=None):
+        marks = torch.tensor([measure(model, other.to(model.device)) for other in others])
         low, high = marks[:, 0].aminmax()
         mean = marks.mean(0).tolist()
         numbers = (mean[0], float(low), float(high), *mean[1:])

@@ -13,7 +13,7 @@ import torch
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("train_tiny_vggt", "tiny_vggt_recipe", "scene_looks", "solid_texture", "muon")
 NAMES += ("benchmark_calibration", "benchmark_layer", "bfloat16_error", "profile_training")
-NAMES += ("compare_allocations", "examine_photos")
+NAMES += ("compare_allocations", "examine_photos", "rooms_for_cameras")
 
 
 @pytest.fixture(autouse=True)

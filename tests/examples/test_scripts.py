@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hess_plugin.datasets import synthetic_scene
+from hess_plugin.datasets import load_scene, synthetic_scene
 from hess_plugin.demo import EMBEDDED_PHOTOS
 from hess_plugin.evaluation.measurements import read_measurements
+from hess_plugin.geometry.cameras import camera_centers
 from hess_plugin.loading import EMBEDDED_MODEL
 from hess_plugin.models import VggtModel
 
@@ -44,7 +45,7 @@ class TestPhotos:
         about, _, *lines = capsys.readouterr().out.splitlines()
         assert about.endswith("2 first photos")
         rows = [re.split(r"  +", line.strip()) for line in lines]
-        changes = list(module.CHANGES)
+        changes = [*module.CHANGES, "8 procedural rooms"]
         assert [row[1:3] for row in rows] == [[s, c] for s in ("24 x 40", "32 x 48") for c in changes]
         numbers = torch.tensor([[float(x) for x in row[3:]] for row in rows])
         mean, low, high = numbers[:, :3].unbind(1)
@@ -76,6 +77,37 @@ class TestPhotos:
             [0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [2, 0, 1, 3, 4], [3, 0, 1, 2, 4], [4, 0, 1, 2, 3],
         ]  # fmt: skip
         assert [other.view_ids[0] for other in each_first(scene, 2)] == ["000", "002"]
+
+
+class TestRoomsForCameras:
+    def test_cameras_stand_to_one_another_as_before(self, examples) -> None:
+        module = examples["rooms_for_cameras"]
+        scene = load_scene(EMBEDDED_PHOTOS, 40, 8, 6)
+        room, other = (module.room_for_cameras(scene, seed) for seed in (0, 1))
+        assert (room.depth > 0).all()
+        assert 0 <= room.images.min() < room.images.max() <= 1
+        assert (room.images - other.images).abs().mean() > 0.05
+        one, two = scene.extrinsics[..., :3], room.extrinsics[..., :3]
+        torch.testing.assert_close(two @ two[:1].mT, one @ one[:1].mT, rtol=0, atol=1e-5)
+        before, after = (camera_centers(x.extrinsics) for x in (scene, room))
+        ratio = torch.pdist(after) / torch.pdist(before)
+        torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio))
+        assert after[:, :2].norm(dim=-1).max().item() == pytest.approx(module.REACH, abs=1e-3)
+        assert after[:, 2].mean().item() == pytest.approx(module.HEIGHT, abs=1e-3)
+        assert (two[:, 1, 2] < -0.7).all()  # their y axes point down
+
+    def test_pixels_and_points_agree(self, examples) -> None:
+        """The second photo's depth holds where the first one's points are seen in it, but for hidden ones."""
+        scene = load_scene(EMBEDDED_PHOTOS, 112, 8, 2)
+        room = examples["rooms_for_cameras"].room_for_cameras(scene, 3)
+        seen = room.world_points[0].reshape(-1, 3) @ room.extrinsics[1, :, :3].mT + room.extrinsics[1, :, 3]
+        u, v, z = (seen @ room.intrinsics[1].mT).unbind(-1)
+        u, v = (u / z).round().long(), (v / z).round().long()
+        height, width = room.depth.shape[1:]
+        inside = (z > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+        ratio = room.depth[1, v[inside], u[inside]] / z[inside]
+        assert inside.float().mean() > 0.2
+        assert ratio.median().item() == pytest.approx(1, abs=0.01)
 
 
 class TestHalfPrecision:
