@@ -84,13 +84,18 @@ def each_first(scene: Scene, count: int) -> Iterator[Scene]:
         yield scene.select([first, *(view for view in range(views) if view != first)])
 
 
+def versions_of(scene: Scene, firsts: int) -> Iterator[tuple[str, Iterator[Scene]]]:
+    """Each row's name and the scenes it is the mean of: `CHANGES`, then rooms seen by the same cameras."""
+    for name, change in CHANGES.items():
+        yield name, each_first(replace(scene, images=change(scene.images)), firsts)
+    yield f"{ROOMS} procedural rooms", (room_for_cameras(scene, seed) for seed in range(ROOMS))
+
+
 def rows_of(model: VggtModel, scene: Scene, firsts: int) -> Iterator[list[str]]:
-    """A row of the table for each of `CHANGES`, and one for rooms seen by the same cameras."""
-    size = "{} x {}".format(*scene.images.shape[-2:])
-    changed = {name: replace(scene, images=change(scene.images)) for name, change in CHANGES.items()}
-    scenes = {name: list(each_first(other, firsts)) for name, other in changed.items()}
-    scenes[f"{ROOMS} procedural rooms"] = [room_for_cameras(scene, seed) for seed in range(ROOMS)]
-    for name, others in tqdm(scenes.items(), desc=f"{scene.name}, {size}", unit="row", disable=None):
+    """The rows of one photo set."""
+    size, versions = "{} x {}".format(*scene.images.shape[-2:]), versions_of(scene, firsts)
+    bar = tqdm(versions, f"{scene.name}, {size}", total=len(CHANGES) + 1, unit="row", disable=None)
+    for name, others in bar:
         marks = torch.tensor([measure(model, other.to(model.device)) for other in others])
         low, high = marks[:, 0].aminmax()
         mean = marks.mean(0).tolist()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hess_plugin.datasets import Scene
 from hess_plugin.datasets.interior import FIELDS, build_shapes, build_texture
 from hess_plugin.datasets.raycast import Cameras, cast_rays, shade
-from hess_plugin.geometry.cameras import camera_centers
+from hess_plugin.geometry.cameras import camera_centers, invert_rigid
 
 REACH, HEIGHT = 3.5, 0.85  # world units: the farthest camera from the middle, all on average above the stage
 
@@ -33,8 +34,7 @@ def room_for_cameras(scene: Scene, seed: int) -> Scene:
     shapes = build_shapes(drawn, torch.full((1, 1), REACH), top, furnished)
     depth, surface = cast_rays(shapes, cameras)
     images = shade(shapes, build_texture(drawn, gains, shapes), cameras, depth, surface)
-    to_camera = rotation.mT
-    extrinsics = torch.cat([to_camera, -to_camera @ position[..., None]], -1)
+    extrinsics = invert_rigid(torch.cat([rotation, position[..., None]], -1))
     return Scene(f"room {seed}", images[0], extrinsics, intrinsics, depth[0].nan_to_num(posinf=0.0))
 
 
@@ -48,8 +48,7 @@ def place_upright(scene: Scene) -> tuple[Tensor, Tensor]:
     right, down, _ = scene.extrinsics[..., :3].unbind(1)
     up = torch.linalg.svd(right).Vh[-1]
     up = -up if down.mean(0) @ up > 0 else up
-    ahead = torch.linalg.cross(up, right[0])
-    ahead = ahead / ahead.norm()
+    ahead = F.normalize(torch.linalg.cross(up, right[0]), dim=0)
     world = torch.stack([torch.linalg.cross(ahead, up), ahead, up])
     middle = scene.world_points[scene.mask].median(0).values
     position = (camera_centers(scene.extrinsics) - middle) @ world.mT
