@@ -176,8 +176,8 @@ class Training:
     def finished(self) -> VggtModel:
         """The averaged weights; of a continued training, mixed with those it started from.
 
-        The mean of two such models is better than either, most of all on photos, which neither has seen
-        ("Robust fine-tuning of zero-shot models", Wortsman et al., 2022).
+        Such a mean keeps what was learned and is better than either on photos, which neither has seen
+        ("Robust fine-tuning of zero-shot models", Wortsman et al., 2022; figures in CONTRIBUTING.md).
         """
         model = copy.deepcopy(self.average)
         if self.start is not None:
