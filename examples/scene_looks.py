@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from solid_texture import add_detail
 from torch import Tensor
 
-CHANGED = 0.65  # share of the scenes whose look is changed
+CHANGED = 0.8  # share of the scenes whose look is changed
 LIGHT_WAVES = 4
 SHADES = (5, 7)  # rows and columns of a photo that have light of their own
 OVER_SCENE = {"dim": (1, 3, 4), "keepdim": True}  # of photos [B, V, 3, height, width], each channel apart
@@ -61,11 +61,11 @@ def light_unevenly(images: Tensor, points: Tensor, known: Tensor, generator: tor
 
 
 def change_saturation(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Photos, each scene with 0 to 1.3 times its colours; one in seven is grey, and rooms hardly have any.
+    """Photos, each scene with 0 to 1.2 times its colours; one in three is grey, and rooms hardly have any.
 
     Colours make it easy to find a place again in other photos: a model that only learns them fails on photos.
     """
-    share = 1.5 * torch.rand(len(images), 1, 1, 1, 1, generator=generator, device=images.device) - 0.2
+    share = 1.8 * torch.rand(len(images), 1, 1, 1, 1, generator=generator, device=images.device) - 0.6
     grey = images.mean(2, keepdim=True)
     return grey + share.clamp(min=0) * (images - grey)
 
