@@ -43,11 +43,11 @@ EXAMINED_VIEWS = 16
 class Recipe:
     """Sizes of a training; the defaults are for one large GPU, `toy()` for a test on a CPU."""
 
-    image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112), (72, 112))  # two of three are 3:2
+    image_sizes: tuple[tuple[int, int], ...] = ((112, 112), *[(72, 112)] * 3)  # the first is examined
     views_per_step: int = 672  # per process; enough that a large GPU, not the host, sets the pace
     dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
-    path_kinds: tuple[float, float, float] = (0.2, 0.15, 0.65)  # shares of arcs, walks and visits
-    furnished: float = 0.7  # share of walks and visits through rooms that are furnished from wall to wall
+    path_kinds: tuple[float, float, float] = (0.15, 0.1, 0.75)  # shares of arcs, walks and visits
+    furnished: float = 0.8  # share of walks and visits through rooms that are furnished from wall to wall
     # Radians, of arcs and of other paths: photos cut to one object, and those of rooms, which overlap little.
     fields_of_view: tuple[tuple[float, float], tuple[float, float]] = ((0.45, 1.4), (0.75, 1.4))
     ramp: float = 0.3  # share of the training after which lessons are at full difficulty

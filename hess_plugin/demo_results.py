@@ -13,7 +13,7 @@ from .plots import SheetBlock, SheetColumn, contact_sheet, overview
 from .plots.contact_sheet import CLOUD_ASPECT
 from .plots.figure import save
 from .scores import HeadScores
-from .tables import format_table
+from .tables import count_of, format_table
 from .viewer.page import Page
 from .viewer.results import (
     DENSE_COLUMNS,
@@ -114,8 +114,9 @@ def _headings(scores: HeadScores, density: float) -> tuple[str, str]:
     """Title and the line below it."""
     info = scores.info
     return f"Dense, uniform and HeSS attention at density {density:g}", (
-        f"Scores of {info.num_layers} x {info.num_heads} heads, calibrated on {len(info.scene_ids)} scenes "
-        f"of {info.dataset}. Density is the measured share of attended blocks in global attention."
+        f"Scores of {info.num_layers} x {info.num_heads} heads, calibrated on "
+        f"{count_of(len(info.scene_ids), 'scene')} of {info.dataset}. Density is the measured share of "
+        "attended blocks in global attention."
     )
 
 

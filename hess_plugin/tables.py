@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .scores import HeadScores
+    from .scores import HeadScores, ScoresInfo
 
 NUM_TOP_HEADS = 3
 
@@ -30,6 +30,23 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def count_of(number: int, noun: str) -> str:
+    """How many there are.
+
+    Example:
+        >>> count_of(1, "scene"), count_of(2, "scene"), count_of(2, "process")
+        ('1 scene', '2 scenes', '2 processes')
+    """
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"
+
+
+def format_scenes(info: ScoresInfo) -> str:
+    """What scores were calibrated on, like "40 scenes x 20 views of co3d"."""
+    scenes, views = count_of(len(info.scene_ids), "scene"), count_of(info.num_views, "view")
+    return f"{scenes} x {views} of {info.dataset}"
+
+
 def format_scores(scores: HeadScores) -> str:
     """Where scores come from, and the most sensitive heads of each layer, both counted from 1."""
     info = scores.info
@@ -37,7 +54,7 @@ def format_scores(scores: HeadScores) -> str:
         "backbone": f"{info.backbone}, {info.num_layers} layers x {info.num_heads} heads of {info.head_dim}",
         "base model": "@".join(filter(None, (info.base_model or "not named", info.base_revision))),
         "weights": info.weights_sha256 or "no fingerprint",
-        "calibrated on": f"{len(info.scene_ids)} scenes x {info.num_views} views of {info.dataset}",
+        "calibrated on": format_scenes(info),
         "camera weight": f"{info.camera_weight:g}",
         "projections": ", ".join(info.projections),
         "settings": _listed(info.calibration, "="),

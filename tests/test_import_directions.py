@@ -54,9 +54,9 @@ MAY_IMPORT = {
     "calibration": "backbones config datasets errors files gates geometry kernels loading options processes "
     "scores tables",
     "sweep": "backbones baselines config datasets errors evaluation files gates kernels loading options "
-    "patch processes progress scores sidecar",
-    "viewer": "datasets errors evaluation files geometry plots scores",
-    "report": "calibration errors evaluation files plots scores sweep viewer",
+    "patch processes progress scores sidecar tables",
+    "viewer": "datasets errors evaluation files geometry plots scores tables",
+    "report": "calibration errors evaluation files plots scores sweep tables viewer",
     "card": "calibration errors evaluation plots scores tables",
     "publish": "card errors evaluation gates scores sidecar upload",
     "demo_results": "files plots scores tables viewer",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..scores import CONFIG_FILE, ERRORS, HeadScores, head_weights
-from ..tables import format_table
+from ..tables import format_scenes, format_table
 
 NUM_RESAMPLES = 1000
 NUM_SPLITS = 100
@@ -87,10 +87,8 @@ def format_summary(scores: HeadScores) -> str:
         ValueError: as `HeadScores.weights` does.
     """
     info = scores.info
-    counts = (
-        f"{len(info.scene_ids)} scenes x {info.num_views} views of {info.dataset}, "
-        f"{format_reasons(info.skipped, CONFIG_FILE) if info.skipped else 'none skipped'}"
-    )
+    skipped = format_reasons(info.skipped, CONFIG_FILE) if info.skipped else "none skipped"
+    counts = f"{format_scenes(info)}, {skipped}"
     if len(info.scene_ids) < 2:
         return counts + "\nOne scene says nothing about other scenes: no intervals, no rank stability."
     heading = (

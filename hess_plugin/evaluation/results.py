@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ..tables import format_table
+from ..tables import count_of, format_table
 from .measurements import Measurement
 
 _FIRST = ("auc_30", "auc_15", "auc_5", "auc_3", "ate", "chamfer", "accuracy", "completeness", "point_error")
@@ -23,7 +23,7 @@ def format_evaluation(content: dict[str, Any]) -> str:
     """Text of a `metrics.json`: what was run, the categories if there are several, all overall metrics."""
     run, overall = content["run"], content["overall"]
     lines = [
-        f"{run['model']['name']} on {run['dataset']}, {len(content['scenes'])} scenes"
+        f"{run['model']['name']} on {run['dataset']}, {count_of(len(content['scenes']), 'scene')}"
         + (f" ({content['failed_scenes']} failed)" if content["failed_scenes"] else ""),
         f"{method_of(run)}, measured density {content['density']:.4f}",
         f"protocol {content['protocol']}: {content['about']}",

@@ -16,6 +16,7 @@ from ..evaluation.predictions import RUN_FILE
 from ..files import write_atomic
 from ..plots.figure import png, svg
 from ..sweep.methods import BASELINE, Level
+from ..tables import count_of
 from .claims import claims
 from .figures import COMPARISONS, comparison_figure, heatmap_figure, stability_figure
 from .page import write_report_page
@@ -119,7 +120,8 @@ def _section(sweep: Sweep, pictures: Sequence[str]) -> str:
 def _about(sweep: Sweep) -> str:
     run, info = sweep.run, sweep.scores.info
     measured = sum(bool(of_scene) for of_scene in sweep.records.values())
-    scenes = f"{measured}" if measured == len(sweep.records) else f"{measured} of {len(sweep.records)}"
+    scenes = count_of(len(sweep.records), "scene")
+    scenes = scenes if measured == len(sweep.records) else f"{measured} of {scenes}"
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     model = run["model"]
     revision = f"@{model['revision']}" if model["revision"] else ""
@@ -129,9 +131,9 @@ def _about(sweep: Sweep) -> str:
             *run["commands"],
             "```",
             f"- model {model['name']}{revision} ({model['family']}, weights {model['sha256'][:12]})",
-            f"- {scenes} scenes of {run['dataset']} x {run['num_views'] or 'all'} views, seed "
+            f"- {scenes} of {run['dataset']} x {run['num_views'] or 'all'} views, seed "
             f"{run['seed']}; none of them was calibrated on",
-            f"- scores of {len(info.scene_ids)} scenes of {info.dataset}",
+            f"- scores of {count_of(len(info.scene_ids), 'scene')} of {info.dataset}",
             f"- protocol `{run['protocol']}`: {run['about']}"
             + (f"; alignment by {run['alignment']}" if run["alignment"] else ""),
             f"- {run['device']}, {run['precision']}, {versions}",

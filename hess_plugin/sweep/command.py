@@ -33,6 +33,7 @@ from ..processes import from_main, shares_device, wait_for_all
 from ..progress import ProgressBar
 from ..scores import HeadScores
 from ..sidecar import resolve
+from ..tables import count_of
 from .matching import TOLERANCE
 from .measuring import Bench, measure_settings, warm_up
 from .presets import Preset, Setting, chosen_settings, preset_named
@@ -226,8 +227,9 @@ def _announcement(
         f"; left out: {', '.join(missing)} (not asked for, or no such scores or gates)" if missing else ""
     )
     return (
-        f"{len(described['scenes'])} scenes of {described['dataset']} x {len(settings)} settings, "
-        f"{state.num_processes} processes ({described['device']}){left_out}"
+        f"{count_of(len(described['scenes']), 'scene')} of {described['dataset']} x "
+        f"{count_of(len(settings), 'setting')}, {count_of(state.num_processes, 'process')} "
+        f"({described['device']}){left_out}"
     )
 
 

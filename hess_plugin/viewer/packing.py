@@ -18,6 +18,7 @@ from ..plots import overview
 from ..plots.contact_sheet import depth_range
 from ..plots.point_cloud import PointCloud
 from ..plots.render import scene_middle
+from ..tables import count_of
 from .results import DENSE_COLUMNS, GROUND_TRUTH_COLUMNS, NAMES, RUN_COLUMNS, TRUTH, SceneResult
 
 MAX_VIEWS = 16  # pictures of a scene, evenly spaced
@@ -57,7 +58,7 @@ def pack_scene(result: SceneResult, max_points: int, seed: int = 0) -> dict[str,
             }
         )
     height, width = images.shape[-2:]
-    about = f"{len(images)} views of {width} × {height} pixels"
+    about = f"{count_of(len(images), 'view')} of {width} × {height} pixels"
     return {
         "name": result.scene.name,
         "about": about + (f", {len(views)} of them shown below" if len(views) < len(images) else ""),

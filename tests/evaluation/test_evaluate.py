@@ -182,7 +182,7 @@ class TestCo3d:
         assert main(["evaluate", "--predictions", str(tmp_path / "out")]) == 2
         assert "leave them out with --skip-failed" in capsys.readouterr().err
         assert main(["evaluate", "--predictions", str(tmp_path / "out"), "--skip-failed"]) == 0
-        assert "1 scenes (1 failed)" in capsys.readouterr().out
+        assert "1 scene (1 failed)" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
