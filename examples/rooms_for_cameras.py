@@ -8,8 +8,9 @@ from torch import Tensor
 
 from hess_plugin.datasets import Scene
 from hess_plugin.datasets.interior import FIELDS, build_shapes, build_texture
-from hess_plugin.datasets.raycast import Cameras, cast_rays, shade
-from hess_plugin.geometry.cameras import camera_centers, invert_rigid
+from hess_plugin.datasets.raycast import Cameras
+from hess_plugin.datasets.synthetic import photograph
+from hess_plugin.geometry.cameras import camera_centers
 
 REACH, HEIGHT = 3.5, 0.85  # world units: the farthest camera from the middle, all on average above the stage
 
@@ -32,10 +33,8 @@ def room_for_cameras(scene: Scene, seed: int) -> Scene:
     cameras = Cameras(position[None], rotation[None], x.view(1, 1, 1, -1), y.view(1, 1, -1, 1))
     top, furnished = position[:, 2].max().view(1, 1), torch.ones(1, dtype=torch.bool)
     shapes = build_shapes(drawn, torch.full((1, 1), REACH), top, furnished)
-    depth, surface = cast_rays(shapes, cameras)
-    images = shade(shapes, build_texture(drawn, gains, shapes), cameras, depth, surface)
-    extrinsics = invert_rigid(torch.cat([rotation, position[..., None]], -1))
-    return Scene(f"room {seed}", images[0], extrinsics, intrinsics, depth[0].nan_to_num(posinf=0.0))
+    batch = photograph(shapes, build_texture(drawn, gains, shapes), cameras, intrinsics[None])
+    return Scene(f"room {seed}", **{name: tensor[0] for name, tensor in batch._asdict().items()})
 
 
 def place_upright(scene: Scene) -> tuple[Tensor, Tensor]:

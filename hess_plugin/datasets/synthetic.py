@@ -18,7 +18,7 @@ from ..errors import InputError
 from .base import Dataset
 from .camera_paths import CameraPath, camera_elevation, camera_radius, place_cameras
 from .interior import FIELDS, between, build_shapes, build_texture
-from .raycast import Shapes, cast_rays, rotate, shade
+from .raycast import Cameras, Shapes, Texture, cast_rays, rotate, shade
 from .scene import Scene
 
 # Seeds of the dataset; training draws from 2^32 and above, examination and demo use others.
@@ -137,8 +137,13 @@ def render_scenes(
     cameras, intrinsics = place_cameras(
         of_scene["path"], of_view, image_size, settings.orbit_span, kind, settings.field_of_view
     )
+    return photograph(shapes, build_texture(of_scene, of_view["gain"], shapes), cameras, intrinsics)
+
+
+def photograph(shapes: Shapes, texture: Texture, cameras: Cameras, intrinsics: Tensor) -> SceneBatch:
+    """What cameras with these intrinsics [B, V, 3, 3] see of scenes."""
     depth, surface = cast_rays(shapes, cameras)
-    images = shade(shapes, build_texture(of_scene, of_view["gain"], shapes), cameras, depth, surface)
+    images = shade(shapes, texture, cameras, depth, surface)
     to_camera = cameras.rotation.mT
     extrinsics = torch.cat([to_camera, -rotate(to_camera, cameras.position)[..., None]], -1)
     return SceneBatch(images, extrinsics, intrinsics, torch.where(depth.isfinite(), depth, 0.0))
