@@ -8,20 +8,22 @@ set, since the first camera is the frame of all; with the lowest and highest AUC
 examination in training (`tiny_vggt_recipe.py`): 1 is the mean distance of the points from the first camera.
 Points come from the point head, from depth and predicted cameras, and from depth and true cameras; their
 errors are medians. Scale is what the predicted distances between cameras are to be multiplied by, focal the
-median of true over predicted focal lengths, in the width: 1 is right for both. The last row of a set is of
-procedural rooms photographed by its cameras (`rooms_for_cameras.py`), for what is due to where these stand.
+median of true over predicted focal lengths, in the width: 1 is right for both. The last rows of a set are
+of procedural rooms photographed by its cameras (`rooms_for_cameras.py`), for what is due to where these
+stand, and what fine detail (`solid_texture.py`) and no colours cost there.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from rooms_for_cameras import room_for_cameras
+from solid_texture import carve
 from tiny_vggt_recipe import normalised_truth
 from torch import Tensor
 from tqdm import tqdm
@@ -35,6 +37,7 @@ from hess_plugin.models import VggtModel
 from hess_plugin.tables import format_table
 
 ROOMS = 8
+FINE = 0.002  # voxels of the fine detail, 1 being the mean distance of points; a pixel covers some 0.009
 HEADINGS = ("photos", "size", "change", "AUC@30", "lowest", "highest", "ATE")
 HEADINGS += ("point head", "depth", "true cameras", "scale", "focal")
 
@@ -54,6 +57,19 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of photos [V, 3, height, w
     "darker (power 1.5)": lambda images: images**1.5,
     "blurred": lambda images: F.avg_pool2d(images, 3, 1, 1, count_include_pad=False),
     "white balances": _balance,
+}
+
+
+def _with_detail(room: Scene) -> Tensor:
+    """Its photos, all surfaces with the same fine detail."""
+    return carve(room.images[None], normalised_truth(room).points / FINE, 0.8)[0]
+
+
+ROOM_CHANGES: dict[str, Callable[[Scene], Tensor]] = {  # likewise, of procedural rooms
+    "": lambda room: room.images,
+    ", grey": lambda room: CHANGES["grey"](room.images),
+    ", detailed": _with_detail,
+    ", detailed, grey": lambda room: CHANGES["grey"](_with_detail(room)),
 }
 
 
@@ -84,17 +100,20 @@ def each_first(scene: Scene, count: int) -> Iterator[Scene]:
         yield scene.select([first, *(view for view in range(views) if view != first)])
 
 
-def versions_of(scene: Scene, firsts: int) -> Iterator[tuple[str, Iterator[Scene]]]:
+def versions_of(scene: Scene, firsts: int) -> Iterator[tuple[str, Iterable[Scene]]]:
     """Each row's name and the scenes it is the mean of: `CHANGES`, then rooms seen by the same cameras."""
     for name, change in CHANGES.items():
         yield name, each_first(replace(scene, images=change(scene.images)), firsts)
-    yield f"{ROOMS} procedural rooms", (room_for_cameras(scene, seed) for seed in range(ROOMS))
+    rooms = [room_for_cameras(scene, seed) for seed in range(ROOMS)]
+    for name, look in ROOM_CHANGES.items():
+        yield f"{ROOMS} rooms{name}", [replace(room, images=look(room)) for room in rooms]
 
 
 def rows_of(model: VggtModel, scene: Scene, firsts: int) -> Iterator[list[str]]:
     """The rows of one photo set."""
     size, versions = "{} x {}".format(*scene.images.shape[-2:]), versions_of(scene, firsts)
-    bar = tqdm(versions, f"{scene.name}, {size}", total=len(CHANGES) + 1, unit="row", disable=None)
+    total = len(CHANGES) + len(ROOM_CHANGES)
+    bar = tqdm(versions, f"{scene.name}, {size}", total, unit="row", disable=None)
     for name, others in bar:
         marks = torch.tensor([measure(model, other.to(model.device)) for other in others])
         low, high = marks[:, 0].aminmax()

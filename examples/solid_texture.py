@@ -59,9 +59,16 @@ def add_detail(images: Tensor, points: Tensor, known: Tensor, generator: torch.G
     turn = torch.randn(scenes, 1, 1, 1, 4, generator=generator, device=device)
     shift = SIDE * torch.rand(scenes, 1, 1, 1, 3, generator=generator, device=device)
     turned = rotate(quaternion_to_rotation(turn), points)
-    voxel = (turned / (FINEST * (COARSEST / FINEST) ** size) + shift).floor().long() % SIDE
-    x, y, z = voxel.unbind(-1)
-    detail = dead_leaves(device)[(x * SIDE + y) * SIDE + z].movedim(-1, 2)
+    places = turned / (FINEST * (COARSEST / FINEST) ** size) + shift
     strength = 0.9 * (4 * strength - 1).clamp(min=0) / 3  # none in a quarter of the scenes
-    detailed = images * (1 + strength * (1.6 * detail - 0.8))
-    return torch.where(known[:, :, None], detailed.clamp(0, 1), images)
+    return torch.where(known[:, :, None], carve(images, places, strength), images)
+
+
+def carve(images: Tensor, places: Tensor, strength: Tensor | float) -> Tensor:
+    """Photos with the detail at their pixels' places [B, V, height, width, 3] in voxels, by this strength.
+
+    At 1, colours are multiplied by 0.2 to 1.8, and clamped.
+    """
+    x, y, z = (places.floor().long() % SIDE).unbind(-1)
+    detail = dead_leaves(images.device)[(x * SIDE + y) * SIDE + z].movedim(-1, 2)
+    return (images * (1 + strength * (1.6 * detail - 0.8))).clamp(0, 1)

@@ -45,7 +45,7 @@ class TestPhotos:
         about, _, *lines = capsys.readouterr().out.splitlines()
         assert about.endswith("2 first photos")
         rows = [re.split(r"  +", line.strip()) for line in lines]
-        changes = [*module.CHANGES, "8 procedural rooms"]
+        changes = [*module.CHANGES, *(f"8 rooms{change}" for change in module.ROOM_CHANGES)]
         assert [row[1:3] for row in rows] == [[s, c] for s in ("24 x 40", "32 x 48") for c in changes]
         numbers = torch.tensor([[float(x) for x in row[3:]] for row in rows])
         mean, low, high = numbers[:, :3].unbind(1)
