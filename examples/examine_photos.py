@@ -4,13 +4,13 @@
     python examples/examine_photos.py FOLDER FOLDER --model runs/tiny/export --widths 112 168
 
 All photos of a set are used. A row is the mean over `--firsts` photos put first in turn, spread over the
-set, since the first camera is the frame of all; with the lowest and highest AUC@30. Errors are those of the
-examination in training (`tiny_vggt_recipe.py`): 1 is the mean distance of the points from the first camera.
-Points come from the point head, from depth and predicted cameras, and from depth and true cameras; their
-errors are medians. Scale is what the predicted distances between cameras are to be multiplied by, focal the
-median of true over predicted focal lengths, in the width: 1 is right for both. The last rows of a set are
-of procedural rooms photographed by its cameras (`rooms_for_cameras.py`), for what is due to where these
-stand, and what fine detail (`solid_texture.py`) and no colours cost there.
+set, since the first camera is the frame of all, or over rooms; with the lowest and highest AUC@30. Errors
+are those of the examination in training (`tiny_vggt_recipe.py`): 1 is the mean distance of the points from
+the first camera. Points come from the point head, from depth and predicted cameras, and from depth and true
+cameras; their errors are medians. Scale is what the predicted distances between cameras are to be multiplied
+by, focal the median of true over predicted focal lengths, in the width: 1 is right for both. The last rows of
+a set are of procedural rooms photographed by its cameras (`rooms_for_cameras.py`), for what is due to where
+these stand, and what fine detail (`solid_texture.py`) and no colours cost there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from hess_plugin.models import VggtModel
 from hess_plugin.tables import format_table
 
 ROOMS = 8
-FINE = 0.002  # voxels of the fine detail, 1 being the mean distance of points; a pixel covers some 0.009
+VOXEL, STRENGTH = 0.002, 0.8  # of the fine detail; a pixel covers some 0.009, 1 is the mean distance
 HEADINGS = ("photos", "size", "change", "AUC@30", "lowest", "highest", "ATE")
 HEADINGS += ("point head", "depth", "true cameras", "scale", "focal")
 
@@ -62,7 +62,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of photos [V, 3, height, w
 
 def _with_detail(room: Scene) -> Tensor:
     """Its photos, all surfaces with the same fine detail."""
-    return carve(room.images[None], normalised_truth(room).points / FINE, 0.8)[0]
+    return carve(room.images[None], normalised_truth(room).points / VOXEL, STRENGTH)[0]
 
 
 ROOM_CHANGES: dict[str, Callable[[Scene], Tensor]] = {  # likewise, of procedural rooms

@@ -65,10 +65,14 @@ def add_detail(images: Tensor, points: Tensor, known: Tensor, generator: torch.G
 
 
 def carve(images: Tensor, places: Tensor, strength: Tensor | float) -> Tensor:
-    """Photos with the detail at their pixels' places [B, V, height, width, 3] in voxels, by this strength.
+    """Photos with the detail at their pixels' places [B, V, height, width, 3] in voxels.
 
-    At 1, colours are multiplied by 0.2 to 1.8, and clamped.
+    At a strength of 1 (a number or [B, 1, 1, 1, 1]), colours are multiplied by 0.2 to 1.8, and clamped. Space
+    is tiled with the volume, each tile moved otherwise: a pattern that repeats would mislead cameras.
     """
-    x, y, z = (places.floor().long() % SIDE).unbind(-1)
+    places = places.floor().long()
+    x, y, z = places.div(SIDE, rounding_mode="floor").unbind(-1)
+    moved = (73856093 * x + 19349663 * y + 83492791 * z)[..., None]
+    x, y, z = ((places + torch.cat([moved, moved // 131, moved // 17161], -1)) % SIDE).unbind(-1)
     detail = dead_leaves(images.device)[(x * SIDE + y) * SIDE + z].movedim(-1, 2)
     return (images * (1 + strength * (1.6 * detail - 0.8))).clamp(0, 1)

@@ -43,7 +43,8 @@ EXAMINED_VIEWS = 16
 class Recipe:
     """Sizes of a training; the defaults are for one large GPU, `toy()` for a test on a CPU."""
 
-    image_sizes: tuple[tuple[int, int], ...] = ((112, 112), *[(72, 112)] * 3)  # the first is examined
+    # Each as often as it stands here; the first is examined.
+    image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112), (72, 112), (72, 112))
     views_per_step: int = 672  # per process; enough that a large GPU, not the host, sets the pace
     dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
     path_kinds: tuple[float, float, float] = (0.15, 0.1, 0.75)  # shares of arcs, walks and visits

@@ -176,8 +176,9 @@ class Training:
     def finished(self) -> VggtModel:
         """The averaged weights; of a continued training, mixed with those it started from.
 
-        Such a mean keeps what was learned and is better than either on photos, which neither has seen
-        ("Robust fine-tuning of zero-shot models", Wortsman et al., 2022; figures in CONTRIBUTING.md).
+        Such a mean keeps what was learned and more of what was known; where both were examined, it was better
+        than either on photos, which neither has seen ("Robust fine-tuning of zero-shot models", Wortsman et
+        al., 2022; figures in CONTRIBUTING.md).
         """
         model = copy.deepcopy(self.average)
         if self.start is not None:

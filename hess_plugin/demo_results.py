@@ -81,7 +81,7 @@ def format_summary(summary: dict[str, Any]) -> str:
             for m, row in group["mean"].items()
         ]
         table = format_table(["", *(heading for _, heading, _ in columns)], rows)
-        views = f"{mean}{group['views']} views of {width} x {height} pixels"
+        views = f"{mean}{count_of(group['views'], 'view')} of {width} x {height} pixels"
         blocks.append(f"{group['kind']}: {views}, against {group['compared_with']}\n{table}")
     notes = [DISTANCE_NOTE, *summary["notes"]]
     return "\n\n".join([*blocks, *(f"Note: {note}" for note in notes)])

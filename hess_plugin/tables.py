@@ -1,4 +1,4 @@
-"""Plain text for terminals: aligned tables, and what a sidecar holds."""
+"""Plain text: counts, aligned tables, and what a sidecar holds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else plural}"
 
 
-def format_scenes(info: ScoresInfo) -> str:
+def format_calibrated_on(info: ScoresInfo) -> str:
     """What scores were calibrated on, like "40 scenes x 20 views of co3d"."""
     scenes, views = count_of(len(info.scene_ids), "scene"), count_of(info.num_views, "view")
     return f"{scenes} x {views} of {info.dataset}"
@@ -54,7 +54,7 @@ def format_scores(scores: HeadScores) -> str:
         "backbone": f"{info.backbone}, {info.num_layers} layers x {info.num_heads} heads of {info.head_dim}",
         "base model": "@".join(filter(None, (info.base_model or "not named", info.base_revision))),
         "weights": info.weights_sha256 or "no fingerprint",
-        "calibrated on": format_scenes(info),
+        "calibrated on": format_calibrated_on(info),
         "camera weight": f"{info.camera_weight:g}",
         "projections": ", ".join(info.projections),
         "settings": _listed(info.calibration, "="),

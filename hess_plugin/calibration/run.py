@@ -23,6 +23,7 @@ from ..gates import HeadGates, gate_name
 from ..loading import fingerprint
 from ..processes import from_main, process_state, shared_bar
 from ..scores import ERRORS, HeadScores, ScoresInfo, trace_names
+from ..tables import count_of
 from .dense_attention import kernel_versions
 from .fisher import check_dense
 from .measuring import measure
@@ -178,7 +179,7 @@ def _check_failures(failures: dict[str, str], num_scenes: int, skip_failed: bool
     reasons = "; ".join(f"{scene_id}: {reason}" for scene_id, reason in failures.items())
     advice = "--resume tries them again, --resume --skip-failed leaves them out; what was measured is kept"
     raise InputError(
-        f"{len(failures)} of {num_scenes} scenes failed ({reasons}); "
+        f"{len(failures)} of {count_of(num_scenes, 'scene')} failed ({reasons}); "
         f"{'nothing is left to calibrate on' if nothing_left else advice}."
     )
 

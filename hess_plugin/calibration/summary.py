@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..scores import CONFIG_FILE, ERRORS, HeadScores, head_weights
-from ..tables import format_scenes, format_table
+from ..tables import format_calibrated_on, format_table
 
 NUM_RESAMPLES = 1000
 NUM_SPLITS = 100
@@ -88,7 +88,7 @@ def format_summary(scores: HeadScores) -> str:
     """
     info = scores.info
     skipped = format_reasons(info.skipped, CONFIG_FILE) if info.skipped else "none skipped"
-    counts = f"{format_scenes(info)}, {skipped}"
+    counts = f"{format_calibrated_on(info)}, {skipped}"
     if len(info.scene_ids) < 2:
         return counts + "\nOne scene says nothing about other scenes: no intervals, no rank stability."
     heading = (

@@ -22,6 +22,7 @@ from ..loading import open_scenes
 from ..patch import HeSSHandle, apply_hess
 from ..processes import from_main, shared_bar, shares_device
 from ..scores import HeadScores
+from ..tables import count_of
 from .predict import predict
 from .predictions import FORMAT, GATES, SCORES, PredictionFolder, SavedPrediction
 from .setup import (
@@ -120,8 +121,8 @@ def _predict_share(run: PredictionRun, state: PartialState, device: str) -> None
         if failures:
             reasons = "; ".join(f"{scene_id}: {reason}" for scene_id, reason in failures.items())
             raise InputError(
-                f"{len(failures)} of {total} scenes failed ({reasons}); the same command tries them again, "
-                "hess evaluate --skip-failed leaves them out."
+                f"{len(failures)} of {count_of(total, 'scene')} failed ({reasons}); the same command "
+                "tries them again, hess evaluate --skip-failed leaves them out."
             )
 
 

@@ -120,6 +120,7 @@ def _section(sweep: Sweep, pictures: Sequence[str]) -> str:
 def _about(sweep: Sweep) -> str:
     run, info = sweep.run, sweep.scores.info
     measured = sum(bool(of_scene) for of_scene in sweep.records.values())
+    views = count_of(run["num_views"], "view") if run["num_views"] else "all views"
     scenes = count_of(len(sweep.records), "scene")
     scenes = scenes if measured == len(sweep.records) else f"{measured} of {scenes}"
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
@@ -131,8 +132,7 @@ def _about(sweep: Sweep) -> str:
             *run["commands"],
             "```",
             f"- model {model['name']}{revision} ({model['family']}, weights {model['sha256'][:12]})",
-            f"- {scenes} of {run['dataset']} x {run['num_views'] or 'all'} views, seed "
-            f"{run['seed']}; none of them was calibrated on",
+            f"- {scenes} of {run['dataset']} x {views}, seed {run['seed']}; none of them was calibrated on",
             f"- scores of {count_of(len(info.scene_ids), 'scene')} of {info.dataset}",
             f"- protocol `{run['protocol']}`: {run['about']}"
             + (f"; alignment by {run['alignment']}" if run["alignment"] else ""),

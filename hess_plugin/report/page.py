@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..scores import HeadScores
+from ..tables import count_of
 from ..viewer.clouds import write_scene
 from ..viewer.page import Page, pack_scenes, write_page
 from ..viewer.results import NAMES, SceneResult
@@ -66,7 +67,7 @@ def _written(predictions: Predictions, clouds: Path) -> Iterator[SceneResult]:
 
 def _subtitle(predictions: Predictions) -> str:
     run = next(iter(predictions.runs.values()))
-    count = f"{len(predictions.scene_ids)} of {predictions.num_common} scenes of {run['dataset']}"
+    count = f"{len(predictions.scene_ids)} of {count_of(predictions.num_common, 'scene')} of {run['dataset']}"
     return f"{run['model']['name']} ({run['model']['family']}), {count}, seed {run['seed']}, {run['device']}"
 
 
