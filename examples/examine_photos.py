@@ -34,7 +34,7 @@ from hess_plugin.evaluation.pose import align_cameras, ate, auc, pair_errors
 from hess_plugin.geometry.cameras import unproject_depth
 from hess_plugin.loading import EMBEDDED_MODEL
 from hess_plugin.models import VggtModel
-from hess_plugin.tables import format_table
+from hess_plugin.tables import count_of, format_table
 
 ROOMS = 8
 VOXEL, STRENGTH = 0.002, 0.8  # of the fine detail; a pixel covers some 0.009, 1 is the mean distance
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     for folder in options.photos:
         for width in options.widths or [model.config.img_size]:
             rows += rows_of(model, load_scene(folder, width, model.config.patch_size), options.firsts)
-    print(f"{device}, torch {torch.__version__}, {options.model}, {options.firsts} first photos")
+    print(f"{device}, torch {torch.__version__}, {options.model}, {count_of(options.firsts, 'first photo')}")
     print(format_table(HEADINGS, rows))
 
 

@@ -72,7 +72,7 @@ def carve(images: Tensor, places: Tensor, strength: Tensor | float) -> Tensor:
     """
     places = places.floor().long()
     x, y, z = places.div(SIDE, rounding_mode="floor").unbind(-1)
-    moved = (73856093 * x + 19349663 * y + 83492791 * z)[..., None]
+    moved = (73856093 * x + 19349663 * y + 83492791 * z)[..., None]  # a hash of the tile
     x, y, z = ((places + torch.cat([moved, moved // 131, moved // 17161], -1)) % SIDE).unbind(-1)
     detail = dead_leaves(images.device)[(x * SIDE + y) * SIDE + z].movedim(-1, 2)
     return (images * (1 + strength * (1.6 * detail - 0.8))).clamp(0, 1)

