@@ -33,7 +33,8 @@ def room_for_cameras(scene: Scene, seed: int) -> Scene:
     cameras = Cameras(position[None], rotation[None], x.view(1, 1, 1, -1), y.view(1, 1, -1, 1))
     top, furnished = position[:, 2].max().view(1, 1), torch.ones(1, dtype=torch.bool)
     shapes = build_shapes(drawn, torch.full((1, 1), REACH), top, furnished)
-    batch = photograph(shapes, build_texture(drawn, gains, shapes), cameras, intrinsics[None])
+    texture = build_texture(drawn, gains, shapes, furnished)
+    batch = photograph(shapes, texture, cameras, intrinsics[None])
     return Scene(f"room {seed}", **{name: tensor[0] for name, tensor in batch._asdict().items()})
 
 

@@ -15,14 +15,15 @@ SMALLEST, LARGEST = 2.5, 24.0  # radii in voxels
 # Voxels in units of the mean distance, where a pixel covers some 0.009: of the finest detail, as of gravel or
 # fabric, each photo shows other samples.
 FINEST, COARSEST = 0.001, 0.03
+PATCH = 24  # how much coarser the places with and without detail are
 
 
 @functools.cache
 def dead_leaves(device: torch.device) -> Tensor:
-    """A volume [SIDE³, 3] in [0, 1) of balls that hide one another, periodic; the same every time.
+    """A volume [SIDE³, 3] in [0, 1) of ellipsoids and boxes that hide one another, periodic; always the same.
 
-    Its plane sections have edges and plain areas of all sizes, as photos do: radii of density r^-3
-    ("Occlusion models for natural images", Lee, Mumford and Huang, 2001).
+    Its plane sections have edges, round and straight, and plain areas of all sizes, as photos do: mean radii
+    of density r^-3 ("Occlusion models for natural images", Lee, Mumford and Huang, 2001).
     """
     generator = torch.Generator().manual_seed(0)
     share, grey = torch.rand(2, LEAVES, generator=generator)
@@ -31,19 +32,23 @@ def dead_leaves(device: torch.device) -> Tensor:
     tint = 0.05 * torch.randn(LEAVES, 3, generator=generator)
     colors = (grey[:, None] + tint).clamp(0, 0.999)
     centres = torch.randint(SIDE, (LEAVES, 3), generator=generator)
+    halves = radii[:, None] * (0.5 * torch.randn(LEAVES, 3, generator=generator)).exp().clamp(0.4, 2.5)
     volume = torch.full((SIDE, SIDE, SIDE, 3), 0.5)
-    for radius, centre, color in zip(radii.tolist(), centres, colors, strict=True):
-        reach = torch.arange(-int(radius), int(radius) + 1)
-        x, y, z = ((reach + start) % SIDE for start in centre)
-        square = reach * reach
-        inside = square[:, None, None] + square[:, None] + square <= radius * radius
+    for leaf, (half, centre, color) in enumerate(zip(halves.tolist(), centres, colors, strict=True)):
+        reach = [torch.arange(-int(h), int(h) + 1) for h in half]
+        x, y, z = ((steps + start) % SIDE for steps, start in zip(reach, centre, strict=True))
         block = (x[:, None, None], y[:, None], z)
+        square_x, square_y, square_z = ((steps / h) ** 2 for steps, h in zip(reach, half, strict=True))
+        is_box = leaf % 2 == 0
+        inside = is_box | (square_x[:, None, None] + square_y[:, None] + square_z <= 1)
         volume[block] = torch.where(inside[..., None], color, volume[block])
     return volume.flatten(0, 2).to(device)
 
 
 def add_detail(images: Tensor, points: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
     """Photos, three in four scenes with surfaces cut from `dead_leaves`, turned and scaled otherwise in each.
+
+    Some places stay as they are, also with edges around them: photos have rough things beside plain ones.
 
     Args:
         images: [B, V, 3, height, width] in [0, 1].
@@ -61,18 +66,26 @@ def add_detail(images: Tensor, points: Tensor, known: Tensor, generator: torch.G
     turned = rotate(quaternion_to_rotation(turn), points)
     places = turned / (FINEST * (COARSEST / FINEST) ** size) + shift
     strength = 0.9 * (4 * strength - 1).clamp(min=0) / 3  # none in a quarter of the scenes
-    return torch.where(known[:, :, None], carve(images, places, strength), images)
+    rough = known & (leaves_at(places / PATCH)[..., 0] > 0.4)
+    return torch.where(rough[:, :, None], carve(images, places, strength), images)
 
 
 def carve(images: Tensor, places: Tensor, strength: Tensor | float) -> Tensor:
     """Photos with the detail at their pixels' places [B, V, height, width, 3] in voxels.
 
-    At a strength of 1 (a number or [B, 1, 1, 1, 1]), colours are multiplied by 0.2 to 1.8, and clamped. Space
-    is tiled with the volume, each tile moved otherwise: a pattern that repeats would mislead cameras.
+    At a strength of 1 (a number or [B, 1, 1, 1, 1]), colours are multiplied by 0.2 to 1.8, and clamped.
+    """
+    detail = leaves_at(places).movedim(-1, 2)
+    return (images * (1 + strength * (1.6 * detail - 0.8))).clamp(0, 1)
+
+
+def leaves_at(places: Tensor) -> Tensor:
+    """Colours [..., 3] in [0, 1) of `dead_leaves` at places [..., 3] in voxels.
+
+    Space is tiled with the volume, each tile moved otherwise: a pattern that repeats would mislead cameras.
     """
     places = places.floor().long()
     x, y, z = places.div(SIDE, rounding_mode="floor").unbind(-1)
     moved = (73856093 * x + 19349663 * y + 83492791 * z)[..., None]  # a hash of the tile
     x, y, z = ((places + torch.cat([moved, moved // 131, moved // 17161], -1)) % SIDE).unbind(-1)
-    detail = dead_leaves(images.device)[(x * SIDE + y) * SIDE + z].movedim(-1, 2)
-    return (images * (1 + strength * (1.6 * detail - 0.8))).clamp(0, 1)
+    return dead_leaves(places.device)[(x * SIDE + y) * SIDE + z]

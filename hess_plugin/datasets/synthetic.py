@@ -137,7 +137,8 @@ def render_scenes(
     cameras, intrinsics = place_cameras(
         of_scene["path"], of_view, image_size, settings.orbit_span, kind, settings.field_of_view
     )
-    return photograph(shapes, build_texture(of_scene, of_view["gain"], shapes), cameras, intrinsics)
+    texture = build_texture(of_scene, of_view["gain"], shapes, settings.furnished)
+    return photograph(shapes, texture, cameras, intrinsics)
 
 
 def photograph(shapes: Shapes, texture: Texture, cameras: Cameras, intrinsics: Tensor) -> SceneBatch:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hess_plugin.datasets import Dataset, open_dataset
 from hess_plugin.datasets.camera_paths import GROUPS, CameraPath
-from hess_plugin.datasets.interior import OBJECTS
+from hess_plugin.datasets.interior import OBJECTS, PANELS, build_texture
 from hess_plugin.datasets.raycast import ROOM_SIDES, Cameras, Shapes, Texture, cast_rays, rotate, shade
 from hess_plugin.datasets.synthetic import (
     _SCENE_FIELDS,
@@ -198,6 +198,33 @@ class TestScene:
         across, of_plain = place[..., :2].std(1), of_plain[..., :2].std(1)
         assert (across > 0.1).all()
         assert across.mean() > 3 * of_plain.mean()
+
+    def test_furnished_rooms_have_two_floorings(self) -> None:
+        fields = _split(draw_numbers(64, 1, torch.Generator().manual_seed(2)).scene, _SCENE_FIELDS)
+        shapes = _build_shapes(fields, torch.ones(64, dtype=torch.bool))
+        room, flooring = -1, -1 - PANELS
+        to_room = shapes.to_unit[:, room]
+        middle = rotate(to_room, shapes.centre[:, flooring] - shapes.centre[:, room])[shapes.has_room]
+        halves = (to_room / shapes.to_unit[:, flooring]).diagonal(dim1=1, dim2=2)[shapes.has_room]
+        low, high = middle - halves, middle + halves
+        assert (high[:, 2] + 1 < 0.01).all()  # the room is from -1 to 1
+        assert (high[:, 2] > -1).all()
+        assert (low[:, :2].abs() < 1.0001).all()
+        assert (high[:, :2].abs() < 1.0001).all()
+        whole = (halves[:, :2] > 0.9999).sum(1)
+        assert (whole == 1).all()  # along one wall all of it, but not all of the room
+        shares = halves[:, :2].amin(1)
+        assert shares.min() < 0.15
+        assert shares.max() > 0.6
+
+    def test_half_of_furnished_paints_are_plain(self) -> None:
+        numbers = draw_numbers(64, 1, torch.Generator().manual_seed(2))
+        fields, gain = _split(numbers.scene, _SCENE_FIELDS), torch.full((64, 1, 4), 0.5)
+        furnished = torch.arange(64) % 2 == 0
+        shapes = _build_shapes(fields, furnished)
+        plain = (build_texture(fields, gain, shapes, furnished).change == 0).all(-1)
+        assert plain[furnished].float().mean().item() == pytest.approx(0.5, abs=0.05)
+        assert not plain[~furnished].any()
 
     def test_a_larger_image_shows_the_same(self) -> None:
         """By an odd factor, here 3, every pixel's centre is a centre in the larger image too."""

@@ -238,6 +238,15 @@ class TestSolidTexture:
         far = (volume[20:] == volume[:-20]).all(-1) & (volume[20:] != 0.5).any(-1)
         assert far.any()  # some leaves are as large as that
 
+    def test_some_places_have_no_detail(self, examples) -> None:
+        generator = torch.Generator().manual_seed(0)
+        points = torch.rand(40, 1, 30, 40, 3, generator=generator)
+        grey = torch.full((40, 1, 3, 30, 40), 0.5)
+        seen = examples["solid_texture"].add_detail(grey, points, torch.ones(40, 1, 30, 40) > 0, generator)
+        rough = (seen != grey).any(2).float().mean((1, 2, 3))
+        # A quarter has none at all; some are small enough to lie in one rough place.
+        assert ((rough > 0.2) & (rough < 0.8)).float().mean() > 0.4
+
     def test_detail_does_not_repeat(self, examples) -> None:
         """The volume begins again after its side, but elsewhere in it; far places are as different as any."""
         texture, generator = examples["solid_texture"], torch.Generator().manual_seed(0)
