@@ -11,19 +11,20 @@ from hess_plugin.datasets.raycast import rotate
 from hess_plugin.geometry.cameras import quaternion_to_rotation
 
 SIDE, LEAVES = 128, 3000
-SMALLEST, LARGEST = 2.5, 24.0  # radii in voxels
+SMALLEST, LARGEST = 2.5, 24.0  # radii in voxels, before each axis is stretched
 # Voxels in units of the mean distance, where a pixel covers some 0.009: of the finest detail, as of gravel or
 # fabric, each photo shows other samples.
 FINEST, COARSEST = 0.001, 0.03
-PATCH = 24  # how much coarser the places with and without detail are
+PATCH = 0.03  # voxels of the places that have detail, likewise
 
 
 @functools.cache
 def dead_leaves(device: torch.device) -> Tensor:
     """A volume [SIDE³, 3] in [0, 1) of ellipsoids and boxes that hide one another, periodic; always the same.
 
-    Its plane sections have edges, round and straight, and plain areas of all sizes, as photos do: mean radii
-    of density r^-3 ("Occlusion models for natural images", Lee, Mumford and Huang, 2001).
+    Its plane sections have edges, round and straight, and plain areas of all sizes, as photos do: radii of
+    density r^-3 ("Occlusion models for natural images", Lee, Mumford and Huang, 2001), then each axis
+    stretched by a factor of its own.
     """
     generator = torch.Generator().manual_seed(0)
     share, grey = torch.rand(2, LEAVES, generator=generator)
@@ -34,21 +35,20 @@ def dead_leaves(device: torch.device) -> Tensor:
     centres = torch.randint(SIDE, (LEAVES, 3), generator=generator)
     halves = radii[:, None] * (0.5 * torch.randn(LEAVES, 3, generator=generator)).exp().clamp(0.4, 2.5)
     volume = torch.full((SIDE, SIDE, SIDE, 3), 0.5)
-    for leaf, (half, centre, color) in enumerate(zip(halves.tolist(), centres, colors, strict=True)):
-        reach = [torch.arange(-int(h), int(h) + 1) for h in half]
-        x, y, z = ((steps + start) % SIDE for steps, start in zip(reach, centre, strict=True))
-        block = (x[:, None, None], y[:, None], z)
-        square_x, square_y, square_z = ((steps / h) ** 2 for steps, h in zip(reach, half, strict=True))
-        is_box = leaf % 2 == 0
-        inside = is_box | (square_x[:, None, None] + square_y[:, None] + square_z <= 1)
-        volume[block] = torch.where(inside[..., None], color, volume[block])
+    for leaf, (half, centre, color) in enumerate(zip(halves, centres, colors, strict=True)):
+        axes = (torch.arange(-int(h), int(h) + 1) for h in half)
+        block = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
+        if leaf % 2:  # an ellipsoid; the others are boxes
+            block = block[(block / half).square().sum(-1) <= 1]
+        x, y, z = ((block + centre) % SIDE).unbind(-1)
+        volume[x, y, z] = color
     return volume.flatten(0, 2).to(device)
 
 
 def add_detail(images: Tensor, points: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
     """Photos, three in four scenes with surfaces cut from `dead_leaves`, turned and scaled otherwise in each.
 
-    Some places stay as they are, also with edges around them: photos have rough things beside plain ones.
+    Of space, patches of all sizes stay as they are: in photos plain things lie beside rough ones.
 
     Args:
         images: [B, V, 3, height, width] in [0, 1].
@@ -65,8 +65,8 @@ def add_detail(images: Tensor, points: Tensor, known: Tensor, generator: torch.G
     shift = SIDE * torch.rand(scenes, 1, 1, 1, 3, generator=generator, device=device)
     turned = rotate(quaternion_to_rotation(turn), points)
     places = turned / (FINEST * (COARSEST / FINEST) ** size) + shift
+    rough = known & (leaves_at(turned / PATCH + shift.roll(1, -1))[..., 0] > 0.4)
     strength = 0.9 * (4 * strength - 1).clamp(min=0) / 3  # none in a quarter of the scenes
-    rough = known & (leaves_at(places / PATCH)[..., 0] > 0.4)
     return torch.where(rough[:, :, None], carve(images, places, strength), images)
 
 

@@ -40,7 +40,8 @@ def build_shapes(drawn: dict[str, Tensor], reach: Tensor, top: Tensor, furnished
     Args:
         drawn: numbers [B, n] in [0, 1), by the names of `FIELDS`.
         reach, top: [B, 1], how far the cameras may get from the z axis, and how high.
-        furnished: [B] bool, whether half of a room's objects and seats stand, larger, all over its floor.
+        furnished: [B] bool, whether half of a room's objects and seats stand, larger, all over its floor,
+            which has a second flooring; see also `build_texture`.
     """
     kind, long, wide, disc, drop = drawn["stage"][..., None].unbind(1)  # [B, 1] each
     is_round, is_table = kind < 0.25, (kind > 0.25) & (kind < 0.65)
@@ -151,24 +152,24 @@ def _place_room(numbers: Tensor, reach: Tensor, top: Tensor, floor: Tensor) -> T
 def _place_panels(numbers: Tensor, room: Tensor, furnished: Tensor) -> Tensor:
     """Blocks that touch a wall; half of them stand on the floor.
 
-    In furnished rooms the first is another flooring, from one wall along all of it to somewhere in the room.
+    In furnished rooms the first is another flooring: a strip along the whole of one wall, up to 0.7 of the
+    room deep.
     """
     side, along, thick, wide, high, lift = numbers.unflatten(1, (PANELS, 6)).unbind(-1)
     x, y, z, half_x, half_y, half_z = room.unbind(-1)
     lies = furnished & (torch.arange(PANELS, device=numbers.device) == 0)
     deep = between(thick, 0.05, 0.7)  # share of the room
     thick, wide = between(thick**2, 0.02, 0.5), between(wide, 0.2, 1.8)
-    high = between(high, 0.1, 0.9) * half_z
-    lift = (2 * lift - 1).clamp(min=0) * 2 * (half_z - high)
+    high = torch.where(lies, 0.001, between(high, 0.1, 0.9) * half_z)
+    lift = torch.where(lies, 0.0, (2 * lift - 1).clamp(min=0) * 2 * (half_z - high))
     on_x, sign = side < 0.5, torch.where((4 * side) % 2 < 1, -1.0, 1.0)
     along = torch.where(lies, 0.0, 2 * along - 1)
     thick_x, thick_y = (torch.where(lies, deep * half, thick) for half in (half_x, half_y))
     wide_x, wide_y = (torch.where(lies, half, wide) for half in (half_x, half_y))
     at_x = torch.where(on_x, sign * (half_x - thick_x), along * half_x)
     at_y = torch.where(on_x, along * half_y, sign * (half_y - thick_y))
-    at_z = torch.where(lies, 0.0, high + lift)
     halves = torch.where(on_x, thick_x, wide_x), torch.where(on_x, wide_y, thick_y)
-    return _blocks(x + at_x, y + at_y, z - half_z + at_z, *halves, torch.where(lies, 0.002, high))
+    return _blocks(x + at_x, y + at_y, z - half_z + high + lift, *halves, high)
 
 
 def build_texture(
@@ -181,7 +182,8 @@ def build_texture(
     first, second = (2 * drawn["color"].unflatten(1, (-1, 6)) - 1).split(3, -1)
     pattern = drawn["pattern"].unflatten(1, (-1, 8))
     bright, other, saturation, mixed, contrast, sharpness, fineness, grain = pattern.unbind(-1)
-    contrast = torch.where(furnished[:, None], (2 * contrast - 1).clamp(min=0), contrast)
+    furnished = (furnished & shapes.has_room)[:, None]
+    contrast = torch.where(furnished, (2 * contrast - 1).clamp(min=0), contrast)
     saturation = (0.9 * saturation * drawn["saturation"] ** 0.5)[..., None]
     bright = between(bright, 0.03, 1.0)
     other = torch.lerp(bright, between(other, 0.03, 1.0), contrast**0.5)  # some much alike

@@ -49,7 +49,7 @@ class SceneSettings(NamedTuple):
 
     orbit_span: Tensor  # [B] radians, how far along the arc cameras stand
     path_kind: Tensor  # [B] int64 of `CameraPath`, arcs where there is no room
-    furnished: Tensor  # [B] bool, see `build_shapes`
+    furnished: Tensor  # [B] bool, see `build_shapes` and `build_texture`
     field_of_view: Tensor  # [B] radians, horizontal
 
 

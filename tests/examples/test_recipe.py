@@ -244,8 +244,7 @@ class TestSolidTexture:
         grey = torch.full((40, 1, 3, 30, 40), 0.5)
         seen = examples["solid_texture"].add_detail(grey, points, torch.ones(40, 1, 30, 40) > 0, generator)
         rough = (seen != grey).any(2).float().mean((1, 2, 3))
-        # A quarter has none at all; some are small enough to lie in one rough place.
-        assert ((rough > 0.2) & (rough < 0.8)).float().mean() > 0.4
+        assert ((rough > 0.2) & (rough < 0.8)).float().mean() > 0.7  # the others have none at all
 
     def test_detail_does_not_repeat(self, examples) -> None:
         """The volume begins again after its side, but elsewhere in it; far places are as different as any."""
