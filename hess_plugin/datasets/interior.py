@@ -24,6 +24,7 @@ _ELLIPSOIDS = 1 + OBJECTS // 3  # with the disc; the other objects are boxes
 _BOXES = OBJECTS - OBJECTS // 3 + 3 + SEATS * _SEAT_PARTS + PANELS + 1  # with a table, its two legs, the room
 _PAINTS = _ELLIPSOIDS + _BOXES - 1 + ROOM_SIDES
 _WAVES = 5
+MATERIALS = 6  # of a furnished room
 
 # How many numbers each property takes per scene. The order decides what a seed shows.
 FIELDS = {
@@ -177,12 +178,16 @@ def build_texture(
 ) -> Texture:
     """Paint, light and exposure; `gain_of_views` are numbers [B, V, 4].
 
-    In furnished [B] rooms half of the paints are plain, as carpets and cupboards are.
+    In furnished [B] rooms half of the paints are plain, as carpets and cupboards are, and all are paints of
+    a few of the room's things: real rooms have chairs alike, and tables of the floor's wood.
     """
-    first, second = (2 * drawn["color"].unflatten(1, (-1, 6)) - 1).split(3, -1)
-    pattern = drawn["pattern"].unflatten(1, (-1, 8))
-    bright, other, saturation, mixed, contrast, sharpness, fineness, grain = pattern.unbind(-1)
     furnished = (furnished & shapes.has_room)[:, None]
+    of_paint = [drawn[name].unflatten(1, (_PAINTS, -1)) for name in ("color", "pattern", "waves")]
+    material = (MATERIALS * of_paint[1][..., -1]).long()
+    material = torch.where(furnished, material, torch.arange(_PAINTS, device=material.device))[..., None]
+    color, pattern, waves = (n.gather(1, material.expand_as(n)) for n in of_paint)
+    first, second = (2 * color - 1).split(3, -1)
+    bright, other, saturation, mixed, contrast, sharpness, fineness, grain = pattern.unbind(-1)
     contrast = torch.where(furnished, (2 * contrast - 1).clamp(min=0), contrast)
     saturation = (0.9 * saturation * drawn["saturation"] ** 0.5)[..., None]
     bright = between(bright, 0.03, 1.0)
@@ -196,7 +201,7 @@ def build_texture(
     grain = (3 * grain)[..., None]
     stripes = (grain.floor() == torch.arange(3, device=grain.device)) & (grain % 1 < 0.4)
     scale = torch.where(stripes, 0.1, 1.0) / scale  # waves are stretched along the grain
-    waves = drawn["waves"].unflatten(1, (_PAINTS, _WAVES, 6))
+    waves = waves.unflatten(-1, (_WAVES, 6))
     light_around, light_height, ambient = drawn["light"].unbind(-1)
     exposure, balance, gamma = drawn["gain"].split([1, 3, 1], -1)
     own_exposure, own_balance = gain_of_views.split([1, 3], -1)
