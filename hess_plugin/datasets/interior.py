@@ -153,24 +153,31 @@ def _place_room(numbers: Tensor, reach: Tensor, top: Tensor, floor: Tensor) -> T
 def _place_panels(numbers: Tensor, room: Tensor, furnished: Tensor) -> Tensor:
     """Blocks that touch a wall; half of them stand on the floor.
 
-    In furnished rooms the first is another flooring: a strip along the whole of one wall, up to 0.7 of the
-    room deep.
+    In furnished rooms the first is a second flooring.
     """
     side, along, thick, wide, high, lift = numbers.unflatten(1, (PANELS, 6)).unbind(-1)
     x, y, z, half_x, half_y, half_z = room.unbind(-1)
-    lies = furnished & (torch.arange(PANELS, device=numbers.device) == 0)
-    deep = between(thick, 0.05, 0.7)  # share of the room
-    thick, wide = between(thick**2, 0.02, 0.5), between(wide, 0.2, 1.8)
-    high = torch.where(lies, 0.001, between(high, 0.1, 0.9) * half_z)
-    lift = torch.where(lies, 0.0, (2 * lift - 1).clamp(min=0) * 2 * (half_z - high))
     on_x, sign = side < 0.5, torch.where((4 * side) % 2 < 1, -1.0, 1.0)
-    along = torch.where(lies, 0.0, 2 * along - 1)
-    thick_x, thick_y = (torch.where(lies, deep * half, thick) for half in (half_x, half_y))
-    wide_x, wide_y = (torch.where(lies, half, wide) for half in (half_x, half_y))
-    at_x = torch.where(on_x, sign * (half_x - thick_x), along * half_x)
-    at_y = torch.where(on_x, along * half_y, sign * (half_y - thick_y))
-    halves = torch.where(on_x, thick_x, wide_x), torch.where(on_x, wide_y, thick_y)
-    return _blocks(x + at_x, y + at_y, z - half_z + high + lift, *halves, high)
+    floorings = _lay_floorings(on_x, sign, between(thick, 0.05, 0.7), room)
+    thick, wide = between(thick**2, 0.02, 0.5), between(wide, 0.2, 1.8)
+    high = between(high, 0.1, 0.9) * half_z
+    lift = (2 * lift - 1).clamp(min=0) * 2 * (half_z - high)
+    along = 2 * along - 1
+    at_x = torch.where(on_x, sign * (half_x - thick), along * half_x)
+    at_y = torch.where(on_x, along * half_y, sign * (half_y - thick))
+    halves = torch.where(on_x, thick, wide), torch.where(on_x, wide, thick), high
+    panels = _blocks(x + at_x, y + at_y, z - half_z + high + lift, *halves)
+    lies = furnished & (torch.arange(PANELS, device=numbers.device) == 0)
+    return torch.where(lies[..., None], floorings, panels)
+
+
+def _lay_floorings(on_x: Tensor, sign: Tensor, deep: Tensor, room: Tensor) -> Tensor:
+    """Blocks that hardly rise from the floor, along all of one wall; `deep` is a share of the room."""
+    x, y, z, half_x, half_y, half_z = room.unbind(-1)
+    long = torch.where(on_x, deep, 1.0) * half_x
+    wide = torch.where(on_x, 1.0, deep) * half_y
+    at_x, at_y = sign * (half_x - long), sign * (half_y - wide)
+    return _blocks(x + at_x, y + at_y, z - half_z + 0.001, long, wide, 0.001)
 
 
 def build_texture(
